@@ -1,0 +1,74 @@
+# Everything a developer does with this repository. Needed: Python 3.11 or newer, git, make. No compiler, no Node.js.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SUITE  ?= ../shared/acceptance
+ARGS   ?=
+
+PROJECTS := $(sort $(wildcard plugins/*/pyproject.toml))
+PLUGINS  := $(patsubst %/pyproject.toml,%,$(PROJECTS))
+
+# The pinned anvil exists for Linux on x86-64 only; elsewhere the caller names one.
+ifeq ($(shell uname -sm),Linux x86_64)
+ANVIL ?= $(CURDIR)/tools/npm/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
+endif
+export ANVIL
+
+.DEFAULT_GOAL := help
+.PHONY: help install tools demo test unit check format bench dist acceptance clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
+	$(PYTHON) -m venv $(VENV)
+
+# The hashed lock first, then our own distributions on top of it without looking for anything else.
+$(VENV)/.locked: requirements/dev.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --only-binary :all: --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml $(PROJECTS)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e . $(addprefix -e ,$(PLUGINS))
+	@touch $@
+
+install: $(VENV)/.installed ## everything into .venv, from the hashed lock; nothing to do when nothing changed
+
+tools: install ## solc and anvil, from the npm lock
+	$(BIN)/python tools/fetch_node_tools.py
+
+demo: install ## two nodes on an embedded chain open a channel, pay and settle
+	$(BIN)/perunnode demo $(ARGS)
+
+test: install tools ## all tests
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+unit: install ## the fast tests
+	$(BIN)/python -m pytest -n auto -m "not slow and not anvil" tests/unit $(wildcard $(addsuffix /tests,$(PLUGINS))) $(ARGS)
+
+check: install tools ## style, types, import directions, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python plugins/api_grpc/generate_stubs.py --check
+	$(BIN)/python plugins/chain_ethereum/build_contracts.py --check
+
+format: install ## put the sources into the agreed form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## measure; prints ratios, writes JSON
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+dist: install ## wheels of every distribution into dist/
+	$(BIN)/python tests/dist/build_wheels.py dist
+
+acceptance: install tools ## a black-box suite: make acceptance SUITE=DIR
+	$(BIN)/python tests/acceptance/run.py $(SUITE) $(ARGS)
+
+clean: ## remove what was built, not what was installed
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find perun_core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +

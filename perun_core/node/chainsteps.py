@@ -1,0 +1,180 @@
+"""The chain steps of a channel, each one async function from a step to the event it leads to.
+
+Every step checks on chain first whether its goal is reached, so that it may be repeated after any failure.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from ..errors import (
+    ApiError,
+    ChainError,
+    ChainUnreachable,
+    InsufficientFunds,
+    KeyManagerError,
+    NotReachable,
+    PeerNotFunded,
+    PortError,
+    StoreError,
+    TransactionTimedOut,
+    TxTimedOut,
+    UnknownInternal,
+)
+from ..ports.chain import Chain
+from ..profile import Profile
+from ..protocol.effects import (
+    AwaitConcludable,
+    ChainStep,
+    ConcludeFinal,
+    ConcludeState,
+    FundChannel,
+    RegisterState,
+    WithdrawHoldings,
+)
+from ..protocol.events import ChainConcluded, ChainFailed, ChainFunded, ChainMatured, ChainRegistered, ChainWithdrawn
+from ..values import Address, ChannelID, Sig
+
+log = logging.getLogger(__name__)
+
+SECONDARY_BLOCKS = 3
+"""New blocks the other side gets to conclude a final state before we pay for it: 2 and the finality depth of 1."""
+
+StepResult = ChainFunded | ChainRegistered | ChainMatured | ChainConcluded | ChainWithdrawn | ChainFailed
+
+
+class StepContext(Struct, frozen=True):
+    """What the steps of one channel need."""
+
+    chain: Chain
+    profile: Profile
+    chain_url: str
+    tx_timeout_text: str
+    peer_alias: str
+    own_index: int
+    token_of: Callable[[Address], Address | None]
+    """Token of an asset holder; None for ETH."""
+    receiver: Address
+    authorise: Callable[[ChannelID, Address, int], Awaitable[Sig]]
+    """Our signature on the withdrawal of an amount from a holder to `receiver`, after it is marked durably."""
+
+
+def chain_error(error: PortError, *, url: str, tx_timeout: str) -> ApiError:
+    """The API's error for a failure of the chain or of what its steps use (API.md 2.1.5)."""
+    match error:
+        case TxTimedOut():
+            return TransactionTimedOut(error.tx_type, error.tx_id, tx_timeout)
+        case NotReachable():
+            return ChainUnreachable(url, str(error))
+        case _:
+            return UnknownInternal(str(error))
+
+
+async def run_step(step: ChainStep, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Do `step` to its end; failures of the chain, the store and the keys become `ChainFailed`."""
+    try:
+        match step:
+            case FundChannel():
+                return await _fund(step, context, channel_id)
+            case RegisterState(params, tx):
+                return ChainRegistered(await context.chain.register(params, tx))
+            case AwaitConcludable(at):
+                return await _await_concludable(at, context, channel_id)
+            case ConcludeState(params, state):
+                return ChainConcluded((await context.chain.conclude(params, state)).version)
+            case ConcludeFinal():
+                return await _conclude_final(step, context, channel_id)
+            case WithdrawHoldings():
+                return await _withdraw(step, context, channel_id)
+    except (ChainError, StoreError, KeyManagerError) as error:
+        log.warning("channel %s: %s failed: %s", channel_id.hex(), type(step).__name__, error)
+        return ChainFailed(chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text))
+
+
+async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Deposit our share, then wait for everybody's until the challenge duration has passed in block time (7.2)."""
+    chain, own = context.chain, context.own_index
+    deadline = (await chain.head()).timestamp + step.params.challenge_duration
+    wanted = [
+        (index, asset.holder, part, amount)
+        for index, asset in enumerate(step.state.allocation.assets)
+        for part, amount in enumerate(step.state.balances[index])
+        if amount
+    ]
+    sent = False
+
+    async def broadcast(tx_hash: str) -> None:
+        nonlocal sent
+        sent = True
+
+    if step.deposit:
+        try:
+            for _, holder, part, amount in wanted:
+                if part != own:
+                    continue
+                if (await chain.head()).timestamp >= deadline:
+                    break  # O-22: never deposit after our own deadline
+                funding_id = context.profile.funding_id(channel_id, step.params.parts[own])
+                await chain.deposit(holder, context.token_of(holder), funding_id, amount, sent=broadcast)
+        except InsufficientFunds as error:
+            return ChainFailed(UnknownInternal(f"own account cannot fund the channel: {error}"), deposited=sent)
+        except ChainError as error:
+            api_error = chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text)
+            return ChainFailed(api_error, deposited=sent)
+    missing = wanted
+    async for block in chain.blocks():
+        still = []
+        for entry in missing:
+            _, holder, part, amount = entry
+            funding_id = context.profile.funding_id(channel_id, step.params.parts[part])
+            if await chain.holdings(holder, funding_id) < amount:
+                still.append(entry)
+        missing = still
+        if not missing:
+            return ChainFunded()
+        if block.timestamp >= deadline:
+            break
+    if any(part != own for _, _, part, _ in missing):
+        return ChainFailed(PeerNotFunded(context.peer_alias))
+    return ChainFailed(UnknownInternal("own deposit was not confirmed in time"))
+
+
+async def _await_concludable(at: int, context: StepContext, channel_id: ChannelID) -> StepResult:
+    async for block in context.chain.blocks():
+        if block.timestamp < at:
+            continue
+        dispute = await context.chain.dispute(channel_id)
+        if dispute.concluded or block.timestamp >= dispute.concludable_at:
+            return ChainMatured(dispute)
+        at = dispute.concludable_at
+    raise NotReachable("the chain's blocks ended")
+
+
+async def _conclude_final(step: ConcludeFinal, context: StepContext, channel_id: ChannelID) -> StepResult:
+    if step.secondary:
+        waited = 0
+        async for _ in context.chain.blocks():
+            dispute = await context.chain.dispute(channel_id)
+            if dispute.concluded:
+                return ChainConcluded(dispute.version)
+            if waited == SECONDARY_BLOCKS:
+                break
+            waited += 1
+    dispute = await context.chain.conclude_final(step.params, step.tx)
+    return ChainConcluded(dispute.version)
+
+
+async def _withdraw(step: WithdrawHoldings, context: StepContext, channel_id: ChannelID) -> StepResult:
+    participant = step.params.parts[context.own_index]
+    for asset in step.state.allocation.assets:
+        holder = asset.holder
+
+        async def authorise(amount: int, holder: Address = holder) -> Sig:
+            return await context.authorise(channel_id, holder, amount)
+
+        amount = await context.chain.withdraw(holder, channel_id, participant, context.receiver, authorise)
+        log.info("channel %s: withdrew %d base units from %s", channel_id.hex(), amount, holder.checksum)
+    return ChainWithdrawn()

@@ -1,0 +1,235 @@
+"""Port of chain backends: contracts, transactions, events and time of one ledger, seen from one account.
+
+All deadlines of the protocol are judged by block time. Amounts are base units, times Unix seconds of block time unless
+said otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from ..channel import Dispute, DisputePhase, Params, State, Transaction
+from ..profile import Profile
+from ..values import Address, Bytes32, ChannelID, Sig
+from .keymgr import UnsignedTx
+from .store import Store
+
+__all__ = [
+    "BlockEvents",
+    "BlockRef",
+    "Chain",
+    "ChainContext",
+    "ChannelEvent",
+    "Contracts",
+    "Dispute",
+    "DisputePhase",
+    "Sent",
+    "TokenInfo",
+    "TxSigner",
+]
+
+
+class BlockRef(Struct, frozen=True):
+    """A block: number, hash, and its timestamp in Unix seconds."""
+
+    number: int
+    hash: Bytes32
+    timestamp: int
+
+
+class ChannelEvent(Struct, frozen=True):
+    """One ChannelUpdate event of the adjudicator, identified by (block hash, log index)."""
+
+    channel_id: ChannelID
+    version: int
+    phase: DisputePhase
+    timeout: int
+    block_number: int
+    block_hash: Bytes32
+    log_index: int
+    tx_hash: Bytes32
+
+
+class BlockEvents(Struct, frozen=True):
+    """Everything the feed has to say up to and including `block`, oldest first.
+
+    `events` are final at the configured depth. `cursor` is the number of the last block whose events were released:
+    persist it after processing and hand it to `events` to go on from there.
+    """
+
+    block: BlockRef
+    cursor: int
+    events: tuple[ChannelEvent, ...]
+
+
+class TokenInfo(Struct, frozen=True):
+    """What a token contract says about itself."""
+
+    symbol: str
+    decimals: int
+
+
+class Contracts(Struct, frozen=True):
+    """The contract set of a node."""
+
+    adjudicator: Address
+    eth_holder: Address
+
+
+class TxSigner(Protocol):
+    """Signs transactions of one on-chain account; the node hands it to the backend."""
+
+    @property
+    def address(self) -> Address:
+        """The account."""
+        ...
+
+    async def sign(self, tx: UnsignedTx) -> bytes:
+        """Raw signed transaction. Raises: KeyManagerError."""
+        ...
+
+
+class ChainContext(Struct, frozen=True):
+    """What a chain backend is opened with."""
+
+    url: str
+    chain_id: int | None
+    """Configured chain ID; None accepts the node's."""
+    connect_timeout: float
+    """Seconds for connecting, and for a single read."""
+    tx_timeout: float
+    """Seconds until an unmined transaction is reported as TxTimedOut."""
+    contracts: Contracts
+    profile: Profile
+    finality_depth: int = 1
+    """Blocks that contain or follow an inclusion until it counts; at least 1."""
+    signer: TxSigner | None = None
+    """None opens read-only."""
+    store: Store | None = None
+    """Where the backend keeps its transaction records (`Table.TRANSACTIONS`); None together with signer None."""
+    account_lock: asyncio.Lock | None = None
+    """Serialises nonce allocation of the account among all sessions of this node."""
+
+
+Sent = Callable[[str], Awaitable[None]]
+"""Called with the transaction hash (0x…) right after broadcasting, before waiting for inclusion."""
+
+
+class Chain(Protocol):
+    """One ledger seen from one account.
+
+    Every write checks first whether its goal is reached already, waits until its transaction is final at the
+    configured depth and may be repeated after a crash without a second effect. Every method raises NotReachable
+    when the node does not answer; writes raise TxTimedOut, TxReverted, InsufficientFunds. Reconnecting is the
+    backend's business; a lost connection fails the calls that were under way and nothing else.
+    """
+
+    @property
+    def chain_id(self) -> int:
+        """The chain's ID, verified at opening."""
+        ...
+
+    async def head(self) -> BlockRef:
+        """The latest block."""
+        ...
+
+    def blocks(self) -> AsyncIterator[BlockRef]:
+        """The current head at once, then every new head (gaps possible), across reconnects, until closed."""
+        ...
+
+    async def balance(self, account: Address, token: Address | None = None) -> int:
+        """Balance of `account` in wei, or in base units of `token`, at the latest block."""
+        ...
+
+    async def token_info(self, token: Address) -> TokenInfo:
+        """Symbol (string or bytes32) and decimals. Raises: TokenUnreadable."""
+        ...
+
+    async def validate_adjudicator(self) -> str:
+        """Check the code at the configured adjudicator; returns a warning text or "" (CHAIN.md 2.4).
+
+        Raises: ContractInvalid(name "adjudicator").
+        """
+        ...
+
+    async def validate_holder(self, name: str, holder: Address, token: Address | None) -> str:
+        """Check code, adjudicator and token of an asset holder; returns a warning text or "".
+
+        Raises: ContractInvalid with `name`.
+        """
+        ...
+
+    async def holdings(self, holder: Address, funding_id: Bytes32) -> int:
+        """Deposit under `funding_id`, counted at the configured finality depth."""
+        ...
+
+    async def dispute(self, channel_id: ChannelID) -> Dispute:
+        """What the adjudicator stores at the latest block."""
+        ...
+
+    def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
+        """Adjudicator events after block `cursor` (None: from the current head on), then live, without gaps.
+
+        Yields at least once per new head (with no events when there are none), so that callers can judge time.
+        """
+        ...
+
+    async def quote_open(self, assets: tuple[tuple[Address | None, int], ...]) -> int:
+        """Wei of gas to keep in reserve for depositing, registering, concluding and withdrawing a channel.
+
+        `assets` are (token or None for ETH, own deposit). Deposits themselves are not included.
+        """
+        ...
+
+    async def deploy_holder(self, token: Address) -> Address:
+        """Deploy an asset holder for `token` and the configured adjudicator (tx type ``deploy ERC20AssetHolder``)."""
+        ...
+
+    async def deposit(
+        self, holder: Address, token: Address | None, funding_id: Bytes32, amount: int, *, sent: Sent | None = None
+    ) -> None:
+        """Bring the deposit under `funding_id` to at least `amount` (tx type ``fund``): deposits the difference.
+
+        For a token the holder's allowance is raised first when it is too small. `sent` gets the hash of the
+        deposit transaction.
+        """
+        ...
+
+    async def register(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+        """Register `tx` unless the same or a newer version is registered or the channel is concluded.
+
+        Returns the dispute as stored afterwards (tx type ``register``).
+        """
+        ...
+
+    async def conclude(self, params: Params, state: State, *, sent: Sent | None = None) -> Dispute:
+        """Conclude the registered `state`; no effect when concluded (tx type ``conclude``).
+
+        The caller has waited for `Dispute.concludable_at`. Returns the dispute as stored afterwards.
+        """
+        ...
+
+    async def conclude_final(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+        """Conclude the fully signed final `tx`; no effect when concluded (tx type ``concludeFinal``)."""
+        ...
+
+    async def withdraw(
+        self,
+        holder: Address,
+        channel_id: ChannelID,
+        participant: Address,
+        receiver: Address,
+        authorise: Callable[[int], Awaitable[Sig]],
+        *,
+        sent: Sent | None = None,
+    ) -> int:
+        """Withdraw everything `participant` holds to `receiver` (tx type ``withdraw``); returns the amount.
+
+        `authorise(amount)` gives the participant's signature on the withdrawal of `amount`; it is called once the
+        holdings are known and not at all when they are zero.
+        """
+        ...

@@ -1,0 +1,191 @@
+"""What a machine wants done, in order. Performing an effect may bring an event back.
+
+The kinds: `Persist`, `RequestSignature`, `Send`, `Connect`, `SetTimer`, `CancelTimer`, `SubmitTx`, `Publish`, `Notify`,
+`Reply`, `Fail`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+from msgspec import Struct
+
+from ..channel import Params, State, Transaction
+from ..errors import ApiError
+from ..wire.messages import Message
+from .records import ChannelRecord
+
+
+class Timer(StrEnum):
+    """Timers of a machine; at most one of each runs."""
+
+    RESPONSE = "response"
+    """The peer's answer to our request is due."""
+    EXPIRY = "expiry"
+    """Our user's answer to the peer's request is due."""
+    HEAL = "heal"
+    """Ask again about an update whose outcome is unknown."""
+    SETTLE = "settle"
+    """Try a failed settlement step again."""
+
+
+class Persist(Struct, frozen=True):
+    """Make `record` durable before anything that follows happens.
+
+    `signing`: a state we are about to sign; its mark goes into the signing guard in the same batch, which is refused
+    when another state of that version was marked under the same candidate number (PROTOCOL.md 6.3, 7.3.5).
+    `claim`: refuse when the channel ID was ever used (O-16). `archive`: move the record to the archive.
+    """
+
+    record: ChannelRecord
+    signing: State | None = None
+    claim: bool = False
+    archive: bool = False
+
+
+class RequestSignature(Struct, frozen=True):
+    """Sign `state` with our participant key; brings back `Signed`. Always after the `Persist` that marks it."""
+
+    state: State
+
+
+class Connect(Struct, frozen=True):
+    """Make sure the peer can be talked to, before anything is signed; brings back `PeerReached` or `PeerAway`."""
+
+
+class Send(Struct, frozen=True):
+    """Hand `message` to the peer's connection, dialling if needed; a failure brings back `PeerAway`."""
+
+    message: Message
+
+
+class SetTimer(Struct, frozen=True):
+    """Let `TimerFired(timer)` come after `seconds`, replacing a running one of that name."""
+
+    timer: Timer
+    seconds: float
+
+
+class CancelTimer(Struct, frozen=True):
+    """Forget a timer; no effect when it does not run."""
+
+    timer: Timer
+
+
+class FundChannel(Struct, frozen=True):
+    """Deposit our share of version 0 and wait for everybody's; brings `ChainFunded` or `ChainFailed`.
+
+    `deposit` False only waits: after a restart nothing new is put at risk (O-22).
+    """
+
+    params: Params
+    state: State
+    deposit: bool = True
+
+
+class RegisterState(Struct, frozen=True):
+    """Register a fully signed transaction; brings `ChainRegistered` or `ChainFailed`."""
+
+    params: Params
+    tx: Transaction
+
+
+class AwaitConcludable(Struct, frozen=True):
+    """Wait until block time reaches `at` (Unix seconds), then read the dispute; brings `ChainMatured`."""
+
+    at: int
+
+
+class ConcludeState(Struct, frozen=True):
+    """Conclude the registered `state`; brings `ChainConcluded` or `ChainFailed`."""
+
+    params: Params
+    state: State
+
+
+class ConcludeFinal(Struct, frozen=True):
+    """Conclude a fully signed final transaction; a `secondary` first gives the other side three blocks to do it."""
+
+    params: Params
+    tx: Transaction
+    secondary: bool
+
+
+class WithdrawHoldings(Struct, frozen=True):
+    """Withdraw everything we hold in each asset of `state`; brings `ChainWithdrawn` or `ChainFailed`."""
+
+    params: Params
+    state: State
+
+
+ChainStep: TypeAlias = FundChannel | RegisterState | AwaitConcludable | ConcludeState | ConcludeFinal | WithdrawHoldings
+
+
+class SubmitTx(Struct, frozen=True):
+    """Let the chain do a step beside the machine; a later step replaces one that still waits."""
+
+    step: ChainStep
+
+
+class Publish(Struct, frozen=True):
+    """Tell the watcher the newest fully signed transaction."""
+
+    tx: Transaction
+
+
+class AskUser(Struct, frozen=True):
+    """The peer proposes `state`; somebody must decide within `seconds` of now."""
+
+    state: State
+    seconds: float
+
+
+class QuestionWithdrawn(Struct, frozen=True):
+    """The question about `version` needs no answer any more."""
+
+    version: int
+
+
+class ChannelClosed(Struct, frozen=True):
+    """Everything is withdrawn, or (with `error`) a settlement step failed and is repeated in the background."""
+
+    error: ApiError | None = None
+
+
+Notification: TypeAlias = AskUser | QuestionWithdrawn | ChannelClosed
+
+
+class Notify(Struct, frozen=True):
+    """Tell the user."""
+
+    notification: Notification
+
+
+class Reply(Struct, frozen=True):
+    """The user's request `request` succeeded."""
+
+    request: int
+
+
+class Fail(Struct, frozen=True):
+    """The user's request `request` failed."""
+
+    request: int
+    error: ApiError
+
+
+Effect: TypeAlias = (
+    Persist
+    | RequestSignature
+    | Connect
+    | Send
+    | SetTimer
+    | CancelTimer
+    | SubmitTx
+    | Publish
+    | Notify
+    | Reply
+    | Fail
+)
+Effects: TypeAlias = tuple[Effect, ...]

@@ -1,0 +1,195 @@
+"""What the core stores about channels, and its byte form. The only place that knows stored formats.
+
+A record is msgpack of a flat structure around wire-form parameters and transactions; `format` grows when it changes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from ..apps.registry import AppRegistry
+from ..channel import Params, Phase, State, Transaction
+from ..errors import DecodeError, StoreBroken
+from ..ports.store import Delete, Op, Put, PutNew, Table
+from ..profile import Profile
+from ..values import Address, Bytes32, ChannelID, Sig
+
+FORMAT: Final = 1
+
+
+class Staged(Struct, frozen=True):
+    """The next state while signatures are collected.
+
+    `ours`: we proposed it (then the peer's signature is missing until it accepts), else the peer did.
+    """
+
+    state: State
+    ours: bool
+    peer_sig: Sig | None = None
+
+
+class ChannelRecord(Struct, frozen=True):
+    """Everything a channel needs to go on after a crash."""
+
+    channel_id: ChannelID
+    sequence: int
+    """Opening order within the session, from 1."""
+    params: Params
+    own_index: int
+    peer: Address
+    """The peer's network identity."""
+    chain_id: int
+    adjudicator: Address
+    """Where the channel lives: parameters alone do not tell (PROTOCOL.md Q-50)."""
+    phase: Phase
+    current: Transaction
+    """Newest fully signed transaction; while opening version 0 with our or no signature."""
+    staged: Staged | None = None
+    candidates: tuple[Bytes32, ...] = ()
+    """Hashes of states of version current + 1 that we signed and that did not become current (PROTOCOL.md 7.3.5)."""
+    candidate_states: tuple[State, ...] = ()
+    """The states behind `candidates`."""
+    primary: bool = False
+    """We asked for the closing, so we conclude first."""
+    deposited: bool = False
+    """A deposit of ours was, or may have been, sent."""
+    concluded_version: int | None = None
+
+
+class _Stored(Struct, frozen=True, array_like=True):
+    format: int
+    sequence: int
+    params: bytes
+    own_index: int
+    peer: bytes
+    chain_id: int
+    adjudicator: bytes
+    phase: str
+    current: bytes
+    staged: bytes | None
+    staged_ours: bool
+    candidates: tuple[bytes, ...]
+    primary: bool
+    deposited: bool
+    concluded_version: int | None
+
+
+class RecordCodec:
+    """Turns records into store operations and back, with the formats of one profile."""
+
+    def __init__(self, profile: Profile, apps: AppRegistry) -> None:
+        self._profile = profile
+        self._apps = apps
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(_Stored).decode
+        self._params: dict[ChannelID, bytes] = {}
+
+    def _params_bytes(self, record: ChannelRecord) -> bytes:
+        known = self._params.get(record.channel_id)
+        if known is None:
+            known = self._params[record.channel_id] = self._profile.encode_params(record.params)
+        return known
+
+    def encode(self, record: ChannelRecord) -> bytes:
+        """The stored form."""
+        profile, staged = self._profile, record.staged
+        count = len(record.params.parts)
+        staged_tx = None
+        if staged is not None:
+            sigs: list[Sig | None] = [None] * count
+            sigs[1 - record.own_index] = staged.peer_sig
+            staged_tx = profile.encode_transaction(Transaction(staged.state, tuple(sigs)))
+        unsigned: tuple[Sig | None, ...] = (None,) * count
+        return self._encode(
+            _Stored(
+                FORMAT,
+                record.sequence,
+                self._params_bytes(record),
+                record.own_index,
+                bytes(record.peer),
+                record.chain_id,
+                bytes(record.adjudicator),
+                record.phase.value,
+                profile.encode_transaction(record.current),
+                staged_tx,
+                staged is not None and staged.ours,
+                tuple(profile.encode_transaction(Transaction(state, unsigned)) for state in record.candidate_states),
+                record.primary,
+                record.deposited,
+                record.concluded_version,
+            )
+        )
+
+    def decode(self, key: bytes, value: bytes) -> ChannelRecord:
+        """The record stored under `key`. Raises: StoreBroken when it is damaged or of an unknown format."""
+        try:
+            stored = self._decode(value)
+            if stored.format != FORMAT:
+                raise StoreBroken(f"channel record of unknown format {stored.format}")
+            params = self._profile.decode_params(stored.params)
+            channel_id = ChannelID(key)
+            if self._profile.channel_id(params) != channel_id:
+                raise StoreBroken(f"channel record {key.hex()} does not belong to its key")
+            staged = None
+            if stored.staged is not None:
+                tx = self._profile.decode_transaction(stored.staged, self._apps)
+                assert tx.state is not None
+                staged = Staged(tx.state, stored.staged_ours, tx.sigs[1 - stored.own_index])
+            candidates = []
+            for data in stored.candidates:
+                state = self._profile.decode_transaction(data, self._apps).state
+                assert state is not None
+                candidates.append(state)
+            return ChannelRecord(
+                channel_id=channel_id,
+                sequence=stored.sequence,
+                params=params,
+                own_index=stored.own_index,
+                peer=Address(stored.peer),
+                chain_id=stored.chain_id,
+                adjudicator=Address(stored.adjudicator),
+                phase=Phase(stored.phase),
+                current=self._profile.decode_transaction(stored.current, self._apps),
+                staged=staged,
+                candidates=tuple(self._profile.state_hash(state) for state in candidates),
+                candidate_states=tuple(candidates),
+                primary=stored.primary,
+                deposited=stored.deposited,
+                concluded_version=stored.concluded_version,
+            )
+        except (msgspec.MsgspecError, DecodeError, ValueError) as error:
+            raise StoreBroken(f"channel record {key.hex()} is damaged: {error}") from error
+
+    def operations(
+        self, record: ChannelRecord, *, signing: State | None = None, claim: bool = False, archive: bool = False
+    ) -> tuple[Op, ...]:
+        """One atomic batch that stores `record` and, when asked, marks a state as signed, claims the ID or archives."""
+        key, value = bytes(record.channel_id), self.encode(record)
+        ops: list[Op] = []
+        if claim:
+            ops.append(PutNew(Table.USED, key, record.sequence.to_bytes(8, "big")))
+        if signing is not None:
+            digest = self._profile.state_hash(signing)
+            number = record.candidates.index(digest) if digest in record.candidates else len(record.candidates)
+            ops.append(PutNew(Table.SIGNED, guard_key(record.channel_id, signing.version, number), bytes(digest)))
+        elif (tx := record.current.state) is not None and record.staged is None and tx.version:
+            ops.append(Delete(Table.SIGNED, guard_key(record.channel_id, tx.version - 1, 0)))
+        if archive:
+            ops += [Delete(Table.CHANNELS, key), Put(Table.ARCHIVE, key, value)]
+            self._params.pop(record.channel_id, None)
+        else:
+            ops.append(Put(Table.CHANNELS, key, value))
+        return tuple(ops)
+
+
+def guard_key(channel_id: ChannelID, version: int, candidate: int) -> bytes:
+    """Key of the signing guard: channel, version, and which of the few candidates of that version."""
+    return bytes(channel_id) + version.to_bytes(8, "big") + candidate.to_bytes(1, "big")
+
+
+def withdrawal_guard_key(channel_id: ChannelID, holder: Address, amount: int) -> bytes:
+    """Key of the guard of a withdrawal authorisation; its value is the receiver."""
+    return bytes(channel_id) + b"withdraw" + bytes(holder) + amount.to_bytes(32, "big")

@@ -1,0 +1,417 @@
+"""Off-chain updates: proposing, deciding, answering, and what to do when an answer is missing (PROTOCOL.md 7.3)."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ..channel import Phase, State
+from ..channel.phase import WIRE
+from ..channel.rules import check_update
+from ..errors import (
+    ApiError,
+    FailedPrecondition,
+    InvalidArgument,
+    PeerRejected as PeerRejectedError,
+    RuleViolated,
+    UnknownInternal,
+)
+from ..values import Bytes32, Sig
+from ..wire.messages import Sync, Update, UpdateAcc, UpdateRej
+from .base import MAX_CANDIDATES, ChannelBase, moved
+from .effects import (
+    AskUser,
+    CancelTimer,
+    Connect,
+    Effects,
+    Fail,
+    Notify,
+    Persist,
+    Publish,
+    QuestionWithdrawn,
+    Reply,
+    RequestSignature,
+    Send,
+    SetTimer,
+    Timer,
+)
+from .events import (
+    PeerAccepted,
+    PeerAway,
+    PeerProposed,
+    PeerRejected,
+    PeerSynced,
+    Payment,
+    UserAccepted,
+    UserClosed,
+    UserPaid,
+    UserRejected,
+)
+from .records import Staged
+from .sync_rules import SyncDecision, decide
+
+CONCURRENT = "concurrent update"
+UNANSWERED = "not answered in time"
+SETTLING = "channel is being settled"
+PENDING = "an update proposed by the peer waits for a response"
+
+
+class Updating(ChannelBase):
+    """The off-chain half of the channel machine."""
+
+    def _dispute(self) -> Effects:
+        raise AssertionError("the settling half implements this")
+
+    def _settle_final(self) -> Effects:
+        raise AssertionError("the settling half implements this")
+
+    # ---- our user proposes ----------------------------------------------------------------------------------------
+
+    def _on_user_paid(self, event: UserPaid) -> Effects:
+        match self.phase:
+            case Phase.ACTING:
+                try:
+                    self._next_state(event)
+                except ApiError as error:
+                    return (Fail(event.request, error),)
+                self._intent = event
+                return (Connect(),)
+            case Phase.SIGNING | Phase.ACCEPTING:
+                self._queue.append(event)
+                return ()
+            case Phase.UNKNOWN:
+                self._queue.append(event)
+                return self._ask_again()
+            case Phase.DECIDING:
+                return (Fail(event.request, UnknownInternal(PENDING)),)
+            case _:
+                return self._refuse_closed(event.request)
+
+    def _on_user_closed(self, event: UserClosed) -> Effects:
+        match self.phase:
+            case Phase.ACTING:
+                self._intent = event
+                return (Connect(),)
+            case Phase.DECIDING:
+                refusal = self._withdraw_question("channel is closing")
+                self._intent = event
+                return (*refusal, Connect())
+            case Phase.SIGNING | Phase.ACCEPTING:
+                self._queue.append(event)
+                return ()
+            case Phase.UNKNOWN:
+                self._closers.append(event.request)
+                self.record = replace(self.record, primary=True)
+                return self._dispute()
+            case _:
+                return self._refuse_closed(event.request)
+
+    def _next_state(self, event: UserPaid | UserClosed) -> State:
+        """The state our user asks for. Raises: InvalidArgument for an overdraft, UnknownInternal otherwise."""
+        if isinstance(event, UserClosed):
+            state = self.state.next(is_final=True)
+        else:
+            state = self.state.next(balances=self._paid(event.payments))
+        digest = self._hash(state)
+        if digest not in self.record.candidates and len(self.record.candidates) >= MAX_CANDIDATES:
+            raise UnknownInternal("too many different updates of this version are signed already; close the channel")
+        try:
+            self._check(state, actor=self.record.own_index, sender=self.record.own_index)
+        except RuleViolated as error:
+            raise UnknownInternal(str(error)) from error
+        return state
+
+    def _paid(self, payments: tuple[Payment, ...]) -> tuple[tuple[int, ...], ...]:
+        balances = self.state.balances
+        for payment in payments:
+            if payment.amount > balances[payment.asset][payment.payer]:
+                raise InvalidArgument("amount", payment.text, "invalid amount: exceeds the payer's balance")
+            change = (payment.asset, payment.payer, 1 - payment.payer, payment.amount)
+            balances = moved(balances, (change,))
+        return balances
+
+    def _check(self, state: State, *, actor: int, sender: int) -> None:
+        """U-3 to U-9 as far as data decides them: T0–T8, dimensions, locks, actor, final without locks."""
+        record = self.record
+        check_update(
+            record.params, record.channel_id, self.terms.app, old=self.state, new=state, actor=actor, sender=sender
+        )
+
+    def _on_peer_reached(self) -> Effects:
+        intent, self._intent = self._intent, None
+        if intent is None:
+            return ()
+        try:
+            state = self._next_state(intent)
+        except ApiError as error:
+            if isinstance(intent, UserClosed):
+                return self._close_without_peer(intent)
+            return (Fail(intent.request, error),)
+        if isinstance(intent, UserClosed):
+            self._closers.append(intent.request)
+            self.record = replace(self.record, primary=True)
+        else:
+            self._own_request = intent.request
+        self.record = replace(self.record, phase=Phase.SIGNING, staged=Staged(state, ours=True))
+        return Persist(self.record, signing=state), RequestSignature(state)
+
+    def _close_without_peer(self, intent: UserClosed) -> Effects:
+        self._closers.append(intent.request)
+        self.record = replace(self.record, primary=True)
+        return self._dispute()
+
+    def _on_peer_away(self, event: PeerAway) -> Effects:
+        intent, self._intent = self._intent, None
+        match intent:
+            case UserPaid(request):
+                return (Fail(request, self._timed_out(event.problem)),)
+            case UserClosed():
+                return self._close_without_peer(intent)
+        if self.phase is Phase.SIGNING:
+            return self._outcome_unknown(event.problem)
+        return ()
+
+    # ---- our signature --------------------------------------------------------------------------------------------
+
+    def _on_signed(self, sig: Sig) -> Effects:
+        staged = self.record.staged
+        assert staged is not None
+        self._own_sig = sig
+        if self.phase is Phase.ACCEPTING:
+            assert staged.peer_sig is not None
+            acc = UpdateAcc(self.record.channel_id, staged.state.version, sig)
+            return self._enable(staged.state, sig, staged.peer_sig, answer=(Send(acc),))
+        again = () if self.phase is Phase.UNKNOWN else (SetTimer(Timer.RESPONSE, self.terms.answer_timeout),)
+        return (Send(Update(staged.state, self.record.own_index, sig)), *again)
+
+    def _enable(self, state: State, own: Sig, peer: Sig, *, answer: Effects = ()) -> Effects:
+        """`state` is fully signed: durable first, then whatever tells anybody."""
+        tx = self._signed_by_both(state, own, peer)
+        self.record = replace(
+            self.record,
+            phase=Phase.FINAL if state.is_final else Phase.ACTING,
+            current=tx,
+            staged=None,
+            candidates=(),
+            candidate_states=(),
+        )
+        self._own_sig = None
+        self._expired = None
+        self._heal_pause = self.terms.heal_delay
+        effects: Effects = (
+            CancelTimer(Timer.RESPONSE),
+            CancelTimer(Timer.HEAL),
+            self._persist(),
+            *answer,
+            Publish(tx),
+            *self._answer_own(),
+        )
+        if not state.is_final:
+            return (*effects, *self._answer_decision())
+        if self._decision_request is not None:  # whoever accepts a final update is answered when it is settled
+            self._closers.append(self._decision_request)
+            self._decision_request = None
+        closing = FailedPrecondition(f"action not allowed on a closed channel: {SETTLING}")
+        return (*effects, *self._fail_waiting(closing), *self._settle_final())
+
+    # ---- the peer answers -----------------------------------------------------------------------------------------
+
+    def _on_peer_accepted(self, event: PeerAccepted) -> Effects:
+        acc, staged = event.acc, self.record.staged
+        if staged is not None and staged.ours and staged.state.version == acc.version and self._own_sig is not None:
+            try:
+                self._verify_peer(staged.state, acc.sig)
+            except RuleViolated:
+                return ()  # forged or meant for another attempt; the real answer may still come
+            return self._enable(staged.state, self._own_sig, acc.sig)
+        return ()
+
+    def _on_peer_rejected(self, event: PeerRejected) -> Effects:
+        staged = self.record.staged
+        if staged is None or not staged.ours or staged.state.version != event.rej.version:
+            return ()
+        was_unknown = self.phase is Phase.UNKNOWN
+        digest = self._hash(staged.state)
+        if digest not in self.record.candidates:
+            self.record = replace(
+                self.record,
+                candidates=(*self.record.candidates, digest),
+                candidate_states=(*self.record.candidate_states, staged.state),
+            )
+        self.record = replace(self.record, staged=None, phase=Phase.ACTING)
+        self._own_sig = None
+        stop: Effects = CancelTimer(Timer.RESPONSE), CancelTimer(Timer.HEAL)
+        if staged.state.is_final and self._closers:
+            return (*stop, *self._dispute())
+        error: ApiError = PeerRejectedError(self.terms.peer_alias, event.rej.reason)
+        if was_unknown and event.rej.reason == UNANSWERED:
+            error = self._timed_out()
+        return (*stop, self._persist(), *self._answer_own(error))
+
+    # ---- no answer ------------------------------------------------------------------------------------------------
+
+    def _on_response_timeout(self) -> Effects:
+        """Nothing signed is ever forgotten: ask once more, then tell the user (PROTOCOL.md 7.3.4)."""
+        self._move(Phase.UNKNOWN)
+        return (self._persist(), *self._ask_again())
+
+    def _outcome_unknown(self, problem: str) -> Effects:
+        self._move(Phase.UNKNOWN)
+        failed = self._answer_own(self._timed_out(problem))
+        wait = SetTimer(Timer.HEAL, self._heal_pause)
+        return (CancelTimer(Timer.RESPONSE), self._persist(), *failed, wait)
+
+    def _ask_again(self) -> Effects:
+        staged = self.record.staged
+        assert staged is not None
+        timer = SetTimer(Timer.HEAL, self._heal_pause)
+        if self._own_sig is None:
+            return RequestSignature(staged.state), timer
+        return Send(Update(staged.state, self.record.own_index, self._own_sig)), timer
+
+    def _on_heal_timeout(self) -> Effects:
+        error = self._timed_out()
+        staged = self.record.staged
+        assert staged is not None
+        waiting = [event for event in self._queue if isinstance(event, UserPaid)]
+        closing = [event for event in self._queue if isinstance(event, UserClosed)]
+        self._queue.clear()
+        failed: Effects = (*self._answer_own(error), *(Fail(event.request, error) for event in waiting))
+        self._closers += [event.request for event in closing]
+        if closing or (staged.state.is_final and self._closers):
+            return (*failed, *self._dispute())
+        self._heal_pause = min(2 * self._heal_pause, self.terms.heal_limit)
+        return (*failed, *self._ask_again())
+
+    def _on_peer_connected(self) -> Effects:
+        if self.phase is Phase.UNKNOWN:
+            return self._ask_again()
+        return ()
+
+    # ---- the peer proposes ----------------------------------------------------------------------------------------
+
+    def _on_peer_proposed(self, event: PeerProposed) -> Effects:
+        update = event.update
+        try:
+            self._verify_peer(update.state, update.sig)
+        except RuleViolated:
+            return ()  # not from the peer; answering would let a stranger disturb it (PROTOCOL.md 7.1)
+        version, current = update.state.version, self.state
+        if version <= current.version:
+            if version and self._hash(update.state) == self._hash(current):
+                own = self.record.current.sigs[self.record.own_index]
+                assert own is not None
+                return (Send(UpdateAcc(self.record.channel_id, version, own)),)
+            return self._reject(version, "outdated version")
+        match self.phase:
+            case Phase.FUNDING:
+                self._early_update = update
+                return ()
+            case Phase.ACTING:
+                return self._consider(update)
+            case Phase.DECIDING:
+                assert self._question is not None
+                if update.state == self._question.state:
+                    return ()
+                return (*self._withdraw_question("superseded", tell_peer=False), *self._consider(update))
+            case Phase.SIGNING | Phase.UNKNOWN:
+                return self._on_crossing(update)
+            case Phase.ACCEPTING:
+                return ()
+            case _:
+                return self._reject(version, SETTLING)
+
+    def _on_crossing(self, update: Update) -> Effects:
+        """The peer proposes while our own proposal for that version is open (PROTOCOL.md 7.3.3)."""
+        staged = self.record.staged
+        assert staged is not None
+        if self._own_sig is not None and self._hash(update.state) == self._hash(staged.state):
+            # Both ask for the same state: its signature makes ours complete, whoever is said to have acted.
+            acc = UpdateAcc(self.record.channel_id, update.state.version, self._own_sig)
+            return self._enable(staged.state, self._own_sig, update.sig, answer=(Send(acc),))
+        if update.state.version == staged.state.version:
+            return self._reject(update.state.version, CONCURRENT)
+        return ()
+
+    def _consider(self, update: Update) -> Effects:
+        state = update.state
+        try:
+            self._check(state, actor=update.actor, sender=self.peer_index)
+        except RuleViolated as error:
+            return self._reject(state.version, str(error))
+        digest = self._hash(state)
+        if digest == self._expired:
+            return self._reject(state.version, UNANSWERED)
+        if digest not in self.record.candidates and len(self.record.candidates) >= MAX_CANDIDATES:
+            return self._reject(state.version, "too many updates of this version are signed already")
+        self._question = update
+        self._move(Phase.DECIDING)
+        pause = self.terms.decision_timeout
+        return Notify(AskUser(state, pause)), SetTimer(Timer.EXPIRY, pause)
+
+    def _reject(self, version: int, reason: str) -> Effects:
+        return (Send(UpdateRej(self.record.channel_id, version, reason)),)
+
+    # ---- our user decides -----------------------------------------------------------------------------------------
+
+    def _on_user_accepted(self, event: UserAccepted) -> Effects:
+        update = self._question
+        if update is None or update.state.version != event.version:
+            return (Fail(event.request, UnknownInternal("the update is not pending any more")),)
+        self._question = None
+        self._decision_request = event.request
+        self.record = replace(
+            self.record, phase=Phase.ACCEPTING, staged=Staged(update.state, ours=False, peer_sig=update.sig)
+        )
+        return (
+            CancelTimer(Timer.EXPIRY),
+            Persist(self.record, signing=update.state),
+            RequestSignature(update.state),
+        )
+
+    def _on_user_rejected(self, event: UserRejected) -> Effects:
+        if self._question is None or self._question.state.version != event.version:
+            return (Fail(event.request, UnknownInternal("the update is not pending any more")),)
+        self._question = None
+        self._move(Phase.ACTING)
+        return CancelTimer(Timer.EXPIRY), *self._reject(event.version, event.reason), Reply(event.request)
+
+    def _on_expiry(self) -> Effects:
+        """Our user did not answer; the peer is told only if it asks again (API.md 2.2.1)."""
+        if self._question is None:
+            return ()
+        self._expired = self._hash(self._question.state)
+        version = self._question.state.version
+        self._question = None
+        self._move(Phase.ACTING)
+        return (Notify(QuestionWithdrawn(version)),)
+
+    def _withdraw_question(self, reason: str, *, tell_peer: bool = True) -> Effects:
+        assert self._question is not None
+        version = self._question.state.version
+        self._question = None
+        self._move(Phase.ACTING)
+        told = self._reject(version, reason) if tell_peer else ()
+        return CancelTimer(Timer.EXPIRY), *told, Notify(QuestionWithdrawn(version))
+
+    # ---- syncing --------------------------------------------------------------------------------------------------
+
+    def _on_peer_synced(self, event: PeerSynced) -> Effects:
+        """The peer shows its newest transaction: adopt what we signed and it completed, else show ours."""
+        received = event.sync.current
+        marks: tuple[Bytes32, ...] = tuple(self._hash(state) for state in self._known_states())
+        decision = decide(
+            self.record.params,
+            self.record.channel_id,
+            own=self.record.current,
+            received=received,
+            signed=marks,
+            profile=self.terms.profile,
+        )
+        if decision is SyncDecision.ADOPT and self.phase in (Phase.ACTING, Phase.SIGNING, Phase.UNKNOWN):
+            assert received.state is not None
+            own, peer = received.sigs[self.record.own_index], received.sigs[self.peer_index]
+            assert own is not None and peer is not None
+            return self._enable(received.state, own, peer)
+        if decision is SyncDecision.IGNORE:
+            return ()
+        return (Send(Sync(int(WIRE[self.phase]), self.record.current)),)

@@ -1,0 +1,347 @@
+"""The connection to one chain node: connects when needed, checks the chain ID each time, asks typed questions.
+
+Every question is bounded by the connection time-out and fails with NotReachable when the node does not answer; the next
+question connects again. Errors of web3.py, aiohttp and websockets end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar, cast
+
+from aiohttp import ServerDisconnectedError
+from eth_typing import HexStr
+from msgspec import Struct
+from web3 import AsyncWeb3
+from web3.eth import AsyncEth
+from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
+from web3.types import BlockIdentifier, FilterParams, LogReceipt, RPCEndpoint, TxParams, TxReceipt, Wei
+
+from perun_core.errors import ChainError, NotReachable, WrongChain
+from perun_core.ports.chain import BlockRef
+from perun_core.values import Address, Bytes32
+
+from . import abi
+from .transport import UNREACHABLE, SocketProvider, provider_for, shown
+
+T = TypeVar("T")
+
+DEFAULT_TIP: Final = 10**9
+"""Wei per gas offered to the block's maker when the node suggests nothing."""
+
+
+class CallReverted(ChainError):
+    """A call or a gas estimate ended in a revert; `reason` is the contract's text, or ""."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"reverted: {reason or 'no reason given'}")
+        self.reason = reason
+
+
+class NodeRefused(ChainError):
+    """The node answered with a JSON-RPC error."""
+
+    def __init__(self, code: int | None, message: str) -> None:
+        super().__init__(f"the chain node refused: {message}")
+        self.code = code
+        self.message = message
+
+
+class Head(Struct, frozen=True):
+    """A block with what the backend needs beside its reference; `base_fee` is wei per gas."""
+
+    ref: BlockRef
+    parent: Bytes32
+    base_fee: int | None
+
+
+class KnownTx(Struct, frozen=True):
+    """A transaction as a node remembers it; `gas` is its limit, `value` wei."""
+
+    to: Address | None
+    data: bytes
+    value: int
+    gas: int
+
+
+class Connection:
+    """Questions to the node at `url`. `chain_id` None accepts the chain found first, and no other afterwards."""
+
+    def __init__(self, url: str, *, chain_id: int | None, timeout: float) -> None:
+        """Raises: NotReachable when `url` is not usable. `timeout` is in seconds."""
+        self._provider = provider_for(url, timeout=timeout)
+        # Calls go out as they are; answers are formatted by the methods themselves.
+        self._eth: AsyncEth = AsyncWeb3(self._provider, middleware=[]).eth
+        self._provider.global_ccip_read_enabled = False
+        self._name = shown(url)
+        self._timeout = timeout
+        self._chain_id = chain_id
+        self._checked = False
+        self._closed = False
+        self._connecting: asyncio.Task[None] | None = None
+
+    @property
+    def chain_id(self) -> int:
+        """The chain's ID; known once `open` returned."""
+        if self._chain_id is None:
+            raise ChainError("the chain ID is not known before the first connection")
+        return self._chain_id
+
+    async def open(self) -> None:
+        """Connect and check the chain ID. Raises: NotReachable, WrongChain."""
+        await self.ask(_nothing)
+
+    async def close(self) -> None:
+        """Release the connection; calls under way fail with NotReachable. Idempotent."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        await self._provider.disconnect()
+
+    # ------------------------------------------------------------------------------------------------------ questions
+
+    async def head(self) -> Head:
+        """The latest block."""
+        block = await self.ask(lambda eth: eth.get_block("latest"))
+        return _head(block)
+
+    async def balance(self, account: Address) -> int:
+        """Wei at the latest block."""
+        return await self.ask(lambda eth: eth.get_balance(_address(account)))
+
+    async def code(self, contract: Address) -> bytes:
+        """Code at the latest block; empty when there is none."""
+        return bytes(await self.ask(lambda eth: eth.get_code(_address(contract))))
+
+    async def call(
+        self,
+        contract: Address | None,
+        data: bytes,
+        *,
+        block: BlockIdentifier = "latest",
+        sender: Address | None = None,
+        value: int = 0,
+    ) -> bytes:
+        """Result of a call in the state of `block`. Raises: CallReverted, NodeRefused."""
+        tx = _tx(contract, data, sender=sender, value=value)
+        return bytes(await self.ask(lambda eth: eth.call(tx, block)))
+
+    async def estimate_gas(self, contract: Address | None, data: bytes, *, sender: Address, value: int) -> int:
+        """Gas that a transaction would use now. Raises: CallReverted, NodeRefused."""
+        tx = _tx(contract, data, sender=sender, value=value)
+        return await self.ask(lambda eth: eth.estimate_gas(tx))
+
+    async def nonce(self, account: Address, block: BlockIdentifier) -> int:
+        """Number of the account's transactions up to `block`: the next nonce in its view."""
+        return await self.ask(lambda eth: eth.get_transaction_count(_address(account), block))
+
+    async def tip(self) -> int:
+        """Wei per gas that the node suggests to offer beside the base fee; DEFAULT_TIP when it has no opinion."""
+        try:
+            return await self.ask(lambda eth: eth.max_priority_fee)
+        except NodeRefused:
+            return DEFAULT_TIP
+
+    async def send_raw(self, raw: bytes) -> None:
+        """Broadcast a signed transaction. Raises: NodeRefused, CallReverted (some nodes execute it first)."""
+        await self.ask(lambda eth: eth.send_raw_transaction(raw))
+
+    async def receipt(self, tx_hash: Bytes32) -> TxReceipt | None:
+        """Receipt of a mined transaction; None while there is none."""
+
+        async def question(eth: AsyncEth) -> TxReceipt | None:
+            try:
+                return await eth.get_transaction_receipt(_hash(tx_hash))
+            except TransactionNotFound:
+                return None
+
+        return await self.ask(question)
+
+    async def transaction(self, tx_hash: Bytes32) -> KnownTx | None:
+        """A transaction the node has, mined or waiting; None when it does not know it."""
+
+        async def question(eth: AsyncEth) -> KnownTx | None:
+            try:
+                tx = await eth.get_transaction(_hash(tx_hash))
+            except TransactionNotFound:
+                return None
+            to = tx.get("to")
+            return KnownTx(
+                to=Address.from_hex(str(to)) if to else None,
+                data=bytes(tx["input"]),
+                value=tx["value"],
+                gas=tx["gas"],
+            )
+
+        return await self.ask(question)
+
+    async def logs(self, contract: Address, topic: Bytes32, first: int, last: int) -> list[LogReceipt]:
+        """Logs of `contract` with `topic` in the blocks `first` … `last`. Raises: NodeRefused (limits of the node)."""
+        query: FilterParams = {
+            "address": _address(contract),
+            "topics": [HexStr("0x" + topic.hex())],
+            "fromBlock": cast(Any, hex(first)),
+            "toBlock": cast(Any, hex(last)),
+        }
+        return await self.ask(lambda eth: eth.get_logs(query))
+
+    # ----------------------------------------------------------------------------------------------------- new heads
+
+    @property
+    def pushes_heads(self) -> bool:
+        """Whether the node tells new heads by itself (sockets); HTTP has to be asked."""
+        return isinstance(self._provider, SocketProvider)
+
+    async def subscribe_heads(self, on_head: Callable[[Head], None]) -> asyncio.Task[None]:
+        """Have `on_head` called for every new head until the returned task ends, which is when the socket is lost.
+
+        The task is only to be waited for. Raises: NotReachable, NodeRefused.
+        """
+        provider = self._provider
+        if not isinstance(provider, SocketProvider):
+            raise ChainError("HTTP has no subscriptions")
+
+        def notified(header: Mapping[str, Any]) -> None:
+            on_head(_pushed_head(header))
+
+        async def question(eth: AsyncEth) -> asyncio.Task[None]:
+            reader = provider.reader
+            answer = await provider.make_request(RPCEndpoint("eth_subscribe"), ["newHeads"])
+            if "error" in answer:
+                raise NodeRefused(None, str(answer["error"]))
+            return reader
+
+        provider.on_head = notified
+        return await self.ask(question)
+
+    # ---------------------------------------------------------------------------------------------------- connecting
+
+    async def ask(self, question: Callable[[AsyncEth], Awaitable[T]]) -> T:
+        """Put one question within the time-out, connecting first when needed.
+
+        Raises: NotReachable, WrongChain, CallReverted, NodeRefused; ChainError for an answer that makes no sense.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                try:
+                    return await self._put(question)
+                except ServerDisconnectedError:
+                    # The server had closed an idle connection of the pool. All questions may be repeated.
+                    self._checked = False
+                    return await self._put(question)
+        except ContractLogicError as error:
+            raise CallReverted(_reason(error)) from error
+        except Web3RPCError as error:
+            raise _refusal(error) from error
+        except TimeoutError as error:
+            self._checked = self._checked and self.pushes_heads
+            raise NotReachable(f"{self._name} did not answer within {self._timeout:g} s") from error
+        except UNREACHABLE as error:
+            self._checked = False
+            raise NotReachable(f"blockchain network not reachable at {self._name}: {type(error).__name__}") from error
+        except (Web3Exception, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ChainError(f"{self._name} gave an answer that makes no sense: {type(error).__name__}") from error
+
+    async def _put(self, question: Callable[[AsyncEth], Awaitable[T]]) -> T:
+        if self._closed:
+            raise ConnectionResetError("the connection was closed")
+        if not self._usable:
+            await self._connected()
+        return await question(self._eth)
+
+    @property
+    def _usable(self) -> bool:
+        return self._checked and (not isinstance(self._provider, SocketProvider) or self._provider.connected)
+
+    async def _connected(self) -> None:
+        """Join the attempt to connect that is under way, or begin one; it outlives a caller that gives up."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="chain node connect")
+            self._connecting.add_done_callback(self._attempted)
+        await asyncio.shield(self._connecting)
+
+    def _attempted(self, attempt: asyncio.Task[None]) -> None:
+        self._connecting = None
+        if not attempt.cancelled():
+            attempt.exception()  # marks it as seen when every caller has given up
+
+    async def _connect(self) -> None:
+        self._checked = False
+        async with asyncio.timeout(self._timeout):
+            if isinstance(self._provider, SocketProvider):
+                await self._provider.connect()
+            actual = await self._eth.chain_id
+        if self._chain_id is not None and actual != self._chain_id:
+            await self._provider.disconnect()
+            raise WrongChain(self._chain_id, actual)
+        self._chain_id = actual
+        self._checked = True
+
+
+async def _nothing(eth: AsyncEth) -> None:
+    """The question whose answer is a checked connection."""
+
+
+def _address(address: Address) -> Any:
+    return address.checksum
+
+
+def _hash(tx_hash: Bytes32) -> HexStr:
+    return HexStr("0x" + tx_hash.hex())
+
+
+def _tx(contract: Address | None, data: bytes, *, sender: Address | None, value: int) -> TxParams:
+    tx: TxParams = {"data": HexStr("0x" + data.hex()), "value": Wei(value)}
+    if contract is not None:
+        tx["to"] = _address(contract)
+    if sender is not None:
+        tx["from"] = _address(sender)
+    return tx
+
+
+def _head(block: Mapping[str, Any]) -> Head:
+    ref = BlockRef(number=block["number"], hash=Bytes32(bytes(block["hash"])), timestamp=block["timestamp"])
+    return Head(ref=ref, parent=Bytes32(bytes(block["parentHash"])), base_fee=block.get("baseFeePerGas"))
+
+
+def _pushed_head(header: Mapping[str, Any]) -> Head:
+    """A header as it comes in a notification, where everything is hexadecimal text. Raises: ValueError."""
+    base_fee = header.get("baseFeePerGas")
+    try:
+        ref = BlockRef(
+            number=int(header["number"], 16),
+            hash=Bytes32.from_hex(header["hash"]),
+            timestamp=int(header["timestamp"], 16),
+        )
+        parent = Bytes32.from_hex(header["parentHash"])
+        return Head(ref=ref, parent=parent, base_fee=None if base_fee is None else int(base_fee, 16))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("the chain node sent a header that is not one") from error
+
+
+def _reason(error: ContractLogicError) -> str:
+    """The contract's own text, from the revert data if there is any, else from the node's message."""
+    data = error.data
+    if isinstance(data, str) and data.startswith("0x"):
+        try:
+            decoded = abi.revert_reason(bytes.fromhex(data[2:]))
+        except ValueError:
+            decoded = ""
+        if decoded:
+            return decoded
+    message = str(error.message or "")
+    _, marker, tail = message.partition("execution reverted")
+    return tail.lstrip(": ").strip() if marker else message
+
+
+def _refusal(error: Web3RPCError) -> ChainError:
+    """A JSON-RPC error as a revert, when it says so, or as a refusal."""
+    answer: object = (error.rpc_response or {}).get("error")
+    if not isinstance(answer, dict):
+        return NodeRefused(None, error.message)
+    message, code, data = str(answer.get("message", "")), answer.get("code"), answer.get("data")
+    if "revert" in message.lower():
+        return CallReverted(_reason(ContractLogicError(message, data=data)))
+    return NodeRefused(code if isinstance(code, int) else None, message)
