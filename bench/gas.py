@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eth_hash.auto import keccak
+
 from perun_chain_ethereum.testing import ADDRESS, ETHER, Params, State, World, funding_id
 
 FRESH = "0x" + keccak(b"fresh receiver")[-20:].hex()

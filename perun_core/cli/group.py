@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
 
         enabled = os.environ.get(_ENABLED_VARIABLE)
         names = None if enabled is None else [name.strip() for name in enabled.split(",") if name.strip()]
-        host = PluginHost.load(names, strict=False)
+        host = PluginHost.load_commands(names)
         self.commands.update({name: _PLACEHOLDER for name in _OWN})  # a plugin cannot take these names
         for problem in host.add_commands(self):
             click.echo(f"Warning: {problem}", err=True)

@@ -28,11 +28,12 @@ from ..errors import (
     RuleViolated,
 )
 from ..ports.comm import Comm, Connection, Listener
-from ..profile import EnvelopeDecoder, Profile
+from ..profile import Profile
 from ..protocol import handshake
 from ..values import Address
 from ..wire.messages import AuthResponse, Envelope, Message, Ping, Pong, Shutdown
 from .limits import PeerLimits, Refused, make_room
+from .link import Link, host_of
 
 log = logging.getLogger(__name__)
 
@@ -44,50 +45,6 @@ CLOSE_TIMEOUT: Final = 5.0
 
 _IGNORED: Final = frozenset((Ping, Pong, Shutdown, AuthResponse))
 """Tolerated after the handshake without any effect (PROTOCOL.md 4.6)."""
-
-
-class _Link:
-    """One connection with what the hub knows about it."""
-
-    __slots__ = (
-        "carried",
-        "closing",
-        "connection",
-        "decided",
-        "decoder",
-        "dialed",
-        "host",
-        "peer",
-        "pending",
-        "queued",
-        "retired",
-        "settled",
-        "task",
-        "timers",
-        "turn",
-    )
-
-    def __init__(self, connection: Connection, decoder: EnvelopeDecoder, peer: Address | None) -> None:
-        self.connection = connection
-        self.decoder = decoder
-        self.dialed = peer is not None
-        self.peer = peer  # for accepted ones: claimed in the handshake
-        self.host = connection.remote.rpartition(":")[0]
-        self.pending: list[Envelope] = []  # arrived together with the handshake
-        self.task: asyncio.Task[Any] | None = None  # who reads and finally closes it
-        self.timers: list[asyncio.TimerHandle] = []
-        self.turn = asyncio.Lock()  # one writer at a time, in order
-        self.queued = 0  # bytes of writers that wait for their turn or for room
-        self.decided = asyncio.Event()  # settled, retired or closing
-        self.settled = False  # may be written to
-        self.retired = False  # another one is written to instead
-        self.carried = False  # a message went over it
-        self.closing = False
-
-    @property
-    def shaken(self) -> bool:
-        """Whether the handshake is over."""
-        return self.peer is not None
 
 
 def _ignore_peer(peer: Address) -> None:
@@ -127,9 +84,9 @@ class PeerHub:
         self._disconnected = disconnected
         self._limits = limits or PeerLimits()
         self._listener: Listener | None = None
-        self._open: dict[_Link, None] = {}  # every connection until it is closed, oldest first
-        self._links: dict[Address, _Link] = {}  # the one per peer that is written to
-        self._dials: dict[Address, asyncio.Task[_Link]] = {}
+        self._open: dict[Link, None] = {}  # every connection until it is closed, oldest first
+        self._links: dict[Address, Link] = {}  # the one per peer that is written to
+        self._dials: dict[Address, asyncio.Task[Link]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -147,6 +104,13 @@ class PeerHub:
     def connections(self) -> int:
         """Connections of any kind, those in handshake and in closing included."""
         return len(self._open)
+
+    async def connect(self, peer: Address) -> None:
+        """Have a connection with `peer` that may be written to, dialling when there is none.
+
+        Raises: PeerUnknown, PeerUnreachable.
+        """
+        await self._usable(peer)
 
     async def send(self, peer: Address, message: Message, *, timeout: float | None = None) -> None:
         """Hand `message` to the local socket of the connection with `peer`, dialling when there is none.
@@ -205,7 +169,7 @@ class PeerHub:
 
     # ------------------------------------------------------------------------------------------------------- sending
 
-    async def _usable(self, peer: Address) -> _Link:
+    async def _usable(self, peer: Address) -> Link:
         """A settled connection with `peer`. Raises: PeerUnknown, PeerUnreachable."""
         link = self._links.get(peer) or await self._dialed(peer)
         while not link.settled:
@@ -220,7 +184,7 @@ class PeerHub:
             link = other
         return link
 
-    async def _write(self, link: _Link, data: bytes) -> bool:
+    async def _write(self, link: Link, data: bytes) -> bool:
         """Whether `data` was written; False when `link` went out of use before its turn. Raises: ConnectionLost."""
         if link.queued + len(data) > self._limits.send_queue_bytes:
             raise ConnectionLost(f"too much waits to be sent to {link.connection.remote}")
@@ -248,7 +212,7 @@ class PeerHub:
 
     # ------------------------------------------------------------------------------------------------------- dialling
 
-    async def _dialed(self, peer: Address) -> _Link:
+    async def _dialed(self, peer: Address) -> Link:
         """The connection that results from dialling `peer`, at most once at a time."""
         if self._closed:
             raise PeerUnreachable("the session is closed")
@@ -269,7 +233,7 @@ class PeerHub:
             raise PeerUnreachable("the session is closing")
         return link
 
-    def _on_dial_done(self, peer: Address, task: asyncio.Task[_Link]) -> None:
+    def _on_dial_done(self, peer: Address, task: asyncio.Task[Link]) -> None:
         del self._dials[peer]
         if not task.cancelled():
             task.exception()  # every sender may have given up; then nobody else looks at it
@@ -277,7 +241,7 @@ class PeerHub:
         if link is not None and not link.dialed:
             self._settle(link)  # our dial can no longer replace it
 
-    async def _dial(self, peer: Address) -> _Link:
+    async def _dial(self, peer: Address) -> Link:
         """Raises: PeerUnknown, PeerUnreachable."""
         try:
             return await self._shake_as_dialer(await self._connect(peer), peer)
@@ -296,12 +260,12 @@ class PeerHub:
         async with asyncio.timeout(timeout):
             return await self._comm.dial(await self._resolve(peer), timeout=timeout)
 
-    async def _shake_as_dialer(self, connection: Connection, peer: Address) -> _Link:
+    async def _shake_as_dialer(self, connection: Connection, peer: Address) -> Link:
         link = self._admit(connection, peer)
         try:
             async with asyncio.timeout(self._limits.handshake_timeout):
                 await connection.write(self._profile.encode(handshake.hello(self._own, peer)))
-                handshake.check_answer(await self._first_envelope(link), self._own, peer)
+                handshake.check_answer(await link.first_envelope(self._limits.handshake_bytes), self._own, peer)
             if not self._install(link, peer):
                 self._spawn(self._end(link))
                 return self._links.get(peer) or link
@@ -321,7 +285,7 @@ class PeerHub:
         if self._closed:
             return
         try:
-            victim = make_room(connection.remote.rpartition(":")[0], self._open, self._limits)
+            victim = make_room(host_of(connection), self._open, self._limits)
         except Refused as reason:
             log.debug("refused a connection from %s: %s", connection.remote, reason)
             return
@@ -333,7 +297,7 @@ class PeerHub:
         peer: Address | None = None
         try:
             async with asyncio.timeout(self._limits.handshake_timeout):
-                first = await self._first_envelope(link)
+                first = await link.first_envelope(self._limits.handshake_bytes)
                 await connection.write(self._profile.encode(handshake.answer(first, self._own)))
             if not link.closing and self._install(link, first.sender):
                 peer = first.sender
@@ -347,29 +311,15 @@ class PeerHub:
         if peer is not None:
             await self._serve(link, peer)
 
-    async def _first_envelope(self, link: _Link) -> Envelope:
-        """Raises: ConnectionLost, DecodeError."""
-        received = 0
-        while received <= self._limits.handshake_bytes:
-            data = await link.connection.read()
-            if not data:
-                raise ConnectionLost("the connection ended during the handshake")
-            received += len(data)
-            envelopes = link.decoder.feed(data)
-            if envelopes:
-                link.pending = envelopes[1:]
-                return envelopes[0]
-        raise DecodeError("no handshake")
-
     # ------------------------------------------------------------------------------------- which connection is in use
 
-    def _admit(self, connection: Connection, peer: Address | None) -> _Link:
+    def _admit(self, connection: Connection, peer: Address | None) -> Link:
         decoder = self._profile.decoder(self._apps, limit=self._limits.message_limit)
-        link = _Link(connection, decoder, peer)
+        link = Link(connection, decoder, peer)
         self._open[link] = None
         return link
 
-    def _install(self, link: _Link, peer: Address) -> bool:
+    def _install(self, link: Link, peer: Address) -> bool:
         """Put `link` into use unless the one in use stays (PROTOCOL.md 4.3); then the caller closes it."""
         link.peer = peer
         old = self._links.get(peer)
@@ -390,23 +340,23 @@ class PeerHub:
             self._tell(self._connected, peer)
         return True
 
-    def _settle(self, link: _Link) -> None:
+    def _settle(self, link: Link) -> None:
         if not (link.closing or link.retired):
             link.settled = True
             link.decided.set()
 
-    def _retire(self, link: _Link) -> None:
+    def _retire(self, link: Link) -> None:
         link.retired = True
         link.settled = False
         link.decided.set()
         self._after(self._limits.grace, self._drop, link)
 
-    def _after(self, delay: float, action: Callable[[_Link], None], link: _Link) -> asyncio.TimerHandle:
+    def _after(self, delay: float, action: Callable[[Link], None], link: Link) -> asyncio.TimerHandle:
         timer = asyncio.get_running_loop().call_later(delay, action, link)
         link.timers.append(timer)
         return timer
 
-    def _release(self, link: _Link) -> None:
+    def _release(self, link: Link) -> None:
         """Take `link` out of use. Whoever calls this closes it."""
         if link.closing:
             return
@@ -426,13 +376,13 @@ class PeerHub:
         except Exception:
             log.exception("error while noting a change of the connection with %s", peer.checksum)
 
-    def _drop(self, link: _Link) -> None:
+    def _drop(self, link: Link) -> None:
         """Take `link` out of use and close it; its reader ends by itself."""
         if not link.closing:
             self._release(link)
             self._spawn(self._close_connection(link))
 
-    async def _end(self, link: _Link) -> None:
+    async def _end(self, link: Link) -> None:
         """The last step of whoever owns `link`."""
         self._release(link)
         try:
@@ -440,7 +390,7 @@ class PeerHub:
         finally:
             self._open.pop(link, None)
 
-    async def _close_connection(self, link: _Link) -> None:
+    async def _close_connection(self, link: Link) -> None:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await link.connection.close()
@@ -454,7 +404,7 @@ class PeerHub:
 
     # ------------------------------------------------------------------------------------------------------ receiving
 
-    async def _serve(self, link: _Link, peer: Address) -> None:
+    async def _serve(self, link: Link, peer: Address) -> None:
         """Read until the connection ends, then close it. One task per connection, errors stay here."""
         try:
             await self._receive(link, peer)
@@ -467,7 +417,7 @@ class PeerHub:
         finally:
             await self._end(link)
 
-    async def _receive(self, link: _Link, peer: Address) -> None:
+    async def _receive(self, link: Link, peer: Address) -> None:
         """Decode straight from the stream. Raises: ConnectionLost, DecodeError, RuleViolated("4.8")."""
         read, feed = link.connection.read, link.decoder.feed
         if link.pending:
@@ -475,7 +425,7 @@ class PeerHub:
             link.pending = []
         deadline: asyncio.TimerHandle | None = None
         while not link.closing:
-            if deadline is None and self._is_inside(link.decoder):
+            if deadline is None and link.is_inside_envelope():
                 deadline = self._after(self._limits.message_timeout, self._on_slow_message, link)
             data = await read()
             if not data:
@@ -490,7 +440,7 @@ class PeerHub:
                     deadline = None
                 await self._dispatch(link, peer, envelopes)
 
-    async def _dispatch(self, link: _Link, peer: Address, envelopes: list[Envelope]) -> None:
+    async def _dispatch(self, link: Link, peer: Address, envelopes: list[Envelope]) -> None:
         for envelope in envelopes:
             if link.closing:
                 return
@@ -504,15 +454,6 @@ class PeerHub:
             if waiting is not None:
                 await waiting
 
-    @staticmethod
-    def _is_inside(decoder: EnvelopeDecoder) -> bool:
-        """Whether part of an envelope has arrived; that is what `end` would complain about."""
-        try:
-            decoder.end()
-        except DecodeError:
-            return True
-        return False
-
-    def _on_slow_message(self, link: _Link) -> None:
+    def _on_slow_message(self, link: Link) -> None:
         log.info("closing the connection with %s: a message takes too long to arrive", link.connection.remote)
         self._drop(link)

@@ -112,7 +112,15 @@ class PluginHost:
         With `strict` the first plugin that does not load ends it; otherwise its error is kept in its `PluginInfo`.
         Raises: PluginError naming plugin, distribution and remedy.
         """
-        return _Loading(strict).run(DEFAULT_PLUGINS if enabled is None else enabled, extra)
+        return _Loading(strict=strict).run(DEFAULT_PLUGINS if enabled is None else enabled, extra)
+
+    @classmethod
+    def load_commands(cls, enabled: Sequence[str] | None = None) -> PluginHost:
+        """A host that knows nothing but commands: other hooks do not run, so that the help text stays quick.
+
+        What does not load is kept in its `PluginInfo`, as without `strict`.
+        """
+        return _Loading(strict=False, commands_only=True).run(DEFAULT_PLUGINS if enabled is None else enabled, ())
 
     def store(self, name: str) -> Backend[Store]:
         """Raises: PluginError when no enabled plugin provides it; likewise the methods below."""
@@ -205,8 +213,9 @@ class PluginHost:
 class _Loading:
     """One run of discovery, import, validation and declaration."""
 
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, *, strict: bool, commands_only: bool = False) -> None:
         self._strict = strict
+        self._commands_only = commands_only
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._declared: dict[Kind, dict[str, _Declared]] = {kind: {} for kind in Kind}
@@ -258,6 +267,8 @@ class _Loading:
             takes_group = bool(implementation.argnames)
             function = cast("Callable[..., None]", implementation.function)
             self._commands.append((name, function if takes_group else lambda _: function()))
+            return
+        if self._commands_only:
             return
         kind = next(kind for kind in Kind if kind.hook == hook)
         try:

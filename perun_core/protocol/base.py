@@ -19,9 +19,6 @@ from .effects import Effects, Fail, Persist, Reply
 from .events import UserClosed, UserPaid
 from .records import ChannelRecord
 
-MAX_CANDIDATES: Final = 4
-"""How many states of one version we may sign at the most (PROTOCOL.md 7.3.5 e)."""
-
 CLOSED_CHANNEL: Final = "action not allowed on a closed channel"
 
 

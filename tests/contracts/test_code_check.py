@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from perun_chain_ethereum.artifacts import ContractKind, load
 from perun_chain_ethereum.code_check import (
     OWN_SET,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from eth_account import Account
+
 from perun_chain_ethereum.deploy import contract_addresses
-from perun_chain_ethereum.testing import sign  # noqa: F401  (proves that the module imports without a chain)
 from perun_chain_ethereum.testkeys import DEPLOYER, TEST_ACCOUNTS, TEST_CONTRACTS
 
 Contracts = Callable[..., subprocess.CompletedProcess[str]]
@@ -117,9 +117,7 @@ def test_check_names_what_does_not_belong(chain: str, contracts: Contracts, key_
     assert "no contract at this address" in nowhere.stdout
 
 
-def test_a_key_store_opens_with_its_password(
-    chain: str, contracts: Contracts, tmp_path: Path
-) -> None:
+def test_a_key_store_opens_with_its_password(chain: str, contracts: Contracts, tmp_path: Path) -> None:
     store = tmp_path / "store.json"
     store.write_text(json.dumps(Account.encrypt(DEPLOYER.key, "secret", kdf="pbkdf2", iterations=10)), encoding="utf-8")
     password = tmp_path / "password"
@@ -142,9 +140,7 @@ def test_a_file_without_a_key_is_an_error_that_does_not_repeat_it(
     key_file.write_text(content, encoding="utf-8")
     password = tmp_path / "password"
     password.write_text("x", encoding="utf-8")
-    done = contracts(
-        "deploy", "--chain", "http://127.0.0.1:1", "--key-file", key_file, "--password-file", password
-    )
+    done = contracts("deploy", "--chain", "http://127.0.0.1:1", "--key-file", key_file, "--password-file", password)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr

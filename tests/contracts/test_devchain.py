@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from eth_account import Account
+from web3 import AsyncHTTPProvider, AsyncWeb3, WebSocketProvider
+from web3.exceptions import ContractLogicError
+
 from perun_chain_ethereum.artifacts import ContractKind, load
 from perun_chain_ethereum.devchain import MAX_AHEAD, DevChain, Subscriber, require_loopback
 from perun_chain_ethereum.embedded import EmbeddedChain
 from perun_chain_ethereum.testkeys import DEPLOYER, TEST_ACCOUNTS, TEST_CONTRACTS
-from web3 import AsyncHTTPProvider, AsyncWeb3, WebSocketProvider
-from web3.exceptions import ContractLogicError
 
 GWEI = 10**9
 RECEIVER = "0x" + 40 * "7"
@@ -244,7 +245,9 @@ def test_subscribers_hear_of_heads_and_of_the_logs_they_want(bench: Bench) -> No
     subscriber = Subscriber()
     bench.dev.add(subscriber)
     heads = bench.ask("eth_subscribe", "newHeads", subscriber=subscriber)["result"]
-    logs = bench.ask("eth_subscribe", "logs", {"address": TEST_CONTRACTS["PerunToken"]}, subscriber=subscriber)["result"]
+    logs = bench.ask("eth_subscribe", "logs", {"address": TEST_CONTRACTS["PerunToken"]}, subscriber=subscriber)[
+        "result"
+    ]
     for nonce in range(2):
         bench.get("eth_sendRawTransaction", transfer(nonce))
     from eth_abi import encode
@@ -266,7 +269,7 @@ def test_subscribers_hear_of_heads_and_of_the_logs_they_want(bench: Bench) -> No
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
 def test_it_listens_on_loopback_only(host: str) -> None:
-    with pytest.raises(ValueError, match="loopback|appear to be"):
+    with pytest.raises(ValueError, match=r"loopback|appear to be"):
         require_loopback(host)
 
 

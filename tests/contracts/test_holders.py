@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from eth_abi import encode
+
 from perun_chain_ethereum.artifacts import ContractKind
 from perun_chain_ethereum.embedded import CallFailed
 from perun_chain_ethereum.testing import (
@@ -28,7 +29,7 @@ def reverts(reason: str) -> Any:
 
 
 def reverts_empty() -> Any:
-    return pytest.raises(CallFailed, match="^execution reverted$")
+    return pytest.raises(CallFailed, match=r"^execution reverted$")
 
 
 def contract(code: str) -> bytes:
@@ -208,9 +209,7 @@ def test_the_test_token_introduces_itself(world: World) -> None:
 def test_a_transfer_on_allowance_reports_the_rest_of_the_allowance(world: World) -> None:
     spender = ADDRESS[2]
     world.send(world.token, "approve(address,uint256)", spender, MAX)
-    receipt = world.send(
-        world.token, "transferFrom(address,address,uint256)", OWNER, ADDRESS[4], 7, sender=spender
-    )
+    receipt = world.send(world.token, "transferFrom(address,address,uint256)", OWNER, ADDRESS[4], 7, sender=spender)
     assert [int(log["data"], 16) for log in receipt["logs"]] == [7, MAX - 7]
     assert world.read(world.token, "allowance(address,address)", ["uint256"], OWNER, spender) == (MAX - 7,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eth_abi import encode
 from eth_hash.auto import keccak
+
 from perun_chain_ethereum.testing import (
     ADDRESS,
     AUTH,
@@ -49,12 +50,12 @@ def state_hash(world: World, state: State) -> str:
 
 
 def test_contracts_are_at_the_published_addresses(world: World) -> None:
-    assert TEST_CONTRACTS == {
+    assert {
         "Adjudicator": world.adjudicator,
         "AssetHolderETH": world.eth,
         "PerunToken": world.token,
         "AssetHolderERC20": world.erc20,
-    }
+    } == TEST_CONTRACTS
     assert world.app == APP
 
 

@@ -15,7 +15,7 @@ import grpc.aio
 
 from perun_api_grpc.pb import errors_pb2, nodetypes_pb2
 from perun_api_grpc.pb import payment_service_pb2 as pb
-from perun_api_grpc.pb.payment_service_pb2_grpc import Payment_APIAsyncStub, Payment_APIStub
+from perun_api_grpc.pb.payment_service_pb2_grpc import Payment_APIStub
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -188,7 +188,7 @@ class Client:
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self.channel = grpc.aio.insecure_channel(f"{host}:{port}")
-        self.stub: Payment_APIAsyncStub = Payment_APIStub(self.channel)
+        self.stub = Payment_APIStub(self.channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 from coincurve import PrivateKey
 
+from perun_core.apps import AppRegistry
 from perun_core.channel import SubAlloc
 from perun_core.errors import EncodeError, RuleViolated
 from perun_core.profile.gp090 import PROFILE, digest, params_data, state_data, withdrawal_data
 from perun_core.values import MAX_UINT256, Address, Bytes32, ChannelID, Sig, keccak256
 
+from .forms import agrees
 from .loader import Case, Vectors, reads
 from .values import params, state, sub_alloc
 
@@ -52,6 +54,7 @@ def test_the_entry_that_locks_a_state_into_its_parent(case: Case) -> None:
 def test_nonces(case: Case) -> None:
     nonce = PROFILE.nonce(*(Bytes32.from_hex(share) for share in case["shares"]))
     assert nonce == int(case["nonce"]) == int(case["nonce_hex"], 16)
+    agrees({"type": "bigint", "value": case["nonce"], "bytes": case["bigint_bytes"]}, AppRegistry())
 
 
 @reads("channel_id.json", "params")

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from perun_core.apps import AppRegistry
-from perun_core.channel import Params, State, WirePhase
+from perun_core.channel import Params, State, Transaction, WirePhase
 from perun_core.channel.rules import (
     MAX_CHALLENGE_DURATION,
     check_initial_state,
@@ -134,7 +134,7 @@ def blank(kind: m.MessageType, proposal_id: ProposalID) -> Proposal | ProposalAc
     return built[kind]
 
 
-EMPTY = {"assets": [], "balances": [], "locked": []}
+EMPTY: Case = {"assets": [], "balances": [], "locked": []}
 
 
 @reads("transitions.json", "accepts")
@@ -205,7 +205,7 @@ def test_synchronisation(case: Case) -> None:
     assert received.state is not None
 
     def decision(*signed: Bytes32) -> SyncDecision:
-        return decide(terms, channel_id, own=m.Transaction(own), received=received, signed=signed, profile=PROFILE)
+        return decide(terms, channel_id, own=Transaction(own), received=received, signed=signed, profile=PROFILE)
 
     assert decision(PROFILE.state_hash(received.state)) in ALLOWED[case["required"]]
     if case["required"] == "adopt":  # without a record of our signing it is our storage that was set back

@@ -73,9 +73,7 @@ class Payment:
         self._node.session(request.sessionID).unsubscribe_proposals()
         return pb.UnsubPayChProposalsResp.MsgSuccess(success=True)
 
-    async def RespondPayChProposal(
-        self, request: pb.RespondPayChProposalReq
-    ) -> pb.RespondPayChProposalResp.MsgSuccess:
+    async def RespondPayChProposal(self, request: pb.RespondPayChProposalReq) -> pb.RespondPayChProposalResp.MsgSuccess:
         session = self._node.session(request.sessionID)
         opened = await session.respond_proposal(request.proposalID, accept=request.accept)
         return pb.RespondPayChProposalResp.MsgSuccess(openedPayChInfo=channel_to(opened))

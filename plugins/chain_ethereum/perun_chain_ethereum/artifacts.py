@@ -1,6 +1,7 @@
 """The compiled contracts that are part of this distribution.
 
-Written by build_contracts.py from contracts/*.sol; a test proves that both match. Nothing is read before it is asked for.
+Written by build_contracts.py from contracts/*.sol; a test proves that both match. Nothing is read before it is asked
+for.
 """
 
 from __future__ import annotations

@@ -13,25 +13,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
 from perun_core.errors import PerunError
 
 Result = TypeVar("Result")
 
 
-class AddressType(click.ParamType):
-    """An Ethereum address: 0x and 40 hex digits; mixed case must be a right checksum (EIP-55)."""
+def address(text: str) -> str:
+    """An option's value as checksummed address: 0x and 40 hex digits; mixed case must be a right checksum (EIP-55)."""
+    from eth_utils.address import is_address, to_checksum_address
 
-    name = "address"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from eth_utils import is_address, to_checksum_address
-
-        if not isinstance(value, str) or not value.startswith("0x") or not is_address(value):
-            self.fail(f"{value!r} is not an address, or its checksum is wrong", param, ctx)
-        return str(to_checksum_address(value))
+    if not text.startswith("0x") or not is_address(text):
+        raise click.BadParameter(f"{text!r} is not an address, or its checksum is wrong")
+    return str(to_checksum_address(text))
 
 
-ADDRESS = AddressType()
 CHAIN_OPTION = click.option(
     "--chain", "url", required=True, metavar="URL", help="Chain node: http://, ws:// or the path of an IPC socket."
 )
@@ -52,13 +48,12 @@ def devchain(host: str, port: int, block_time: float) -> None:
 
     Everything is in memory and gone at the end. The keys of the accounts are public: never use them elsewhere.
     """
-    from .devchain import TEST_CHAIN_ID, serve
+    from .devchain import serve
+    from .testkeys import TEST_CHAIN_ID
 
     def ready(bound: int) -> None:
         shown = f"[{host}]" if ":" in host else host
-        click.echo(
-            f"devchain: serving chain {TEST_CHAIN_ID} at http://{shown}:{bound} and ws://{shown}:{bound}"
-        )
+        click.echo(f"devchain: serving chain {TEST_CHAIN_ID} at http://{shown}:{bound} and ws://{shown}:{bound}")
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -116,14 +111,12 @@ def deploy(
 
 @contracts.command()
 @CHAIN_OPTION
-@click.option("--adjudicator", type=ADDRESS, required=True)
-@click.option("--eth", type=ADDRESS, help="Asset holder for ETH.")
-@click.option("--token", type=ADDRESS, help="Token of the ERC-20 asset holder.")
-@click.option("--erc20", type=ADDRESS, help="Asset holder for the token.")
+@click.option("--adjudicator", type=address, metavar="ADDRESS", required=True)
+@click.option("--eth", type=address, metavar="ADDRESS", help="Asset holder for ETH.")
+@click.option("--token", type=address, metavar="ADDRESS", help="Token of the ERC-20 asset holder.")
+@click.option("--erc20", type=address, metavar="ADDRESS", help="Asset holder for the token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per role.")
-def check(
-    url: str, adjudicator: str, eth: str | None, token: str | None, erc20: str | None, as_json: bool
-) -> None:
+def check(url: str, adjudicator: str, eth: str | None, token: str | None, erc20: str | None, as_json: bool) -> None:
     """Say what the contracts at these addresses are.
 
     Exit code 0 only if each is of our build or of a known set, and the holders belong to this adjudicator and token.

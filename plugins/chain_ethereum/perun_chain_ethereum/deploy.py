@@ -65,9 +65,9 @@ async def connected(url: str) -> AsyncIterator[AsyncWeb3[Any]]:
                 w3 = AsyncWeb3(AsyncHTTPProvider(url))
                 stack.push_async_callback(w3.provider.disconnect)
             elif url.startswith(("ws://", "wss://")):
-                w3 = await stack.enter_async_context(AsyncWeb3(WebSocketProvider(url)))
+                w3 = await stack.enter_async_context(AsyncWeb3(WebSocketProvider(url, max_connection_retries=1)))
             else:
-                w3 = await stack.enter_async_context(AsyncWeb3(AsyncIPCProvider(url)))
+                w3 = await stack.enter_async_context(AsyncWeb3(AsyncIPCProvider(url, max_connection_retries=1)))
             # Chains with proof of authority have longer extra data in their headers than web3 accepts otherwise.
             w3.middleware_onion.inject(ExtraDataToPOAMiddleware, layer=0)
             await w3.eth.chain_id
@@ -108,9 +108,7 @@ def read_key(path: Path, *, password: str | None = None) -> bytes:
     return key
 
 
-async def deploy(
-    w3: AsyncWeb3[Any], key: bytes, *, test_token: bool = False, timeout: float = TIMEOUT
-) -> Deployment:
+async def deploy(w3: AsyncWeb3[Any], key: bytes, *, test_token: bool = False, timeout: float = TIMEOUT) -> Deployment:
     """Deploy a contract set with the account of `key`, or find the one it has deployed already.
 
     A set (or the beginning of one) that this account deployed with its first transactions is recognised by its code and
@@ -126,7 +124,7 @@ async def deploy(
     from eth_account import Account
 
     account: LocalAccount = Account.from_key(key)
-    kinds = (ContractKind.ADJUDICATOR, ContractKind.ETH_HOLDER)
+    kinds: tuple[ContractKind, ...] = (ContractKind.ADJUDICATOR, ContractKind.ETH_HOLDER)
     if test_token:
         kinds += (ContractKind.TOKEN, ContractKind.ERC20_HOLDER)
     next_nonce = await w3.eth.get_transaction_count(account.address, "pending")
@@ -153,9 +151,9 @@ async def deploy(
 
 def contract_addresses(deployer: str, first_nonce: int, count: int) -> tuple[str, ...]:
     """Addresses (checksummed) of the contracts that `deployer` creates with consecutive nonces."""
-    import rlp
+    import rlp  # type: ignore[import-untyped]
     from eth_hash.auto import keccak
-    from eth_utils import to_checksum_address
+    from eth_utils.address import to_checksum_address
 
     sender = bytes.fromhex(deployer[2:])
     return tuple(
@@ -166,7 +164,7 @@ def contract_addresses(deployer: str, first_nonce: int, count: int) -> tuple[str
 
 def _constructor_arguments(kind: ContractKind, addresses: Sequence[str]) -> bytes:
     """ABI-encoded constructor arguments for the set at `addresses` (in the order of deployment)."""
-    from eth_abi import encode
+    from eth_abi.abi import encode
 
     match kind:
         case ContractKind.ETH_HOLDER:
@@ -318,9 +316,7 @@ async def check(
     return tuple(findings)
 
 
-async def _find(
-    w3: AsyncWeb3[Any], role: str, kind: ContractKind, address: str, **made_for: str | None
-) -> Finding:
+async def _find(w3: AsyncWeb3[Any], role: str, kind: ContractKind, address: str, **made_for: str | None) -> Finding:
     try:
         match = await recognise(w3, kind, address, **made_for)
     except ContractInvalid as error:

@@ -1,9 +1,10 @@
-"""A chain for development and demos: one `EmbeddedChain` served as JSON-RPC over HTTP and WebSocket on one loopback port.
+"""A chain for development and demos: an `EmbeddedChain` as JSON-RPC over HTTP and WebSocket on one loopback port.
 
-It behaves like a chain node as far as a client can tell: blocks, nonces, EIP-1559 fees, reverts with reasons, filters of
-logs, subscriptions to new heads and logs. Time follows the wall clock: a block per tick even without transactions, and a
-block at once for every transaction as long as block time has not run further ahead of the clock than `MAX_AHEAD` seconds
-(each block is at least a second later than the last); beyond that, transactions share the block of the next tick.
+It behaves like a chain node as far as a client can tell: blocks, nonces, EIP-1559 fees, reverts with reasons, filters
+of logs, subscriptions to new heads and logs. Time follows the wall clock: a block per tick even without transactions,
+and a block at once for every transaction as long as block time has not run further ahead of the clock than `MAX_AHEAD`
+seconds (each block is at least a second later than the last); beyond that, transactions share the block of the first
+tick at which block time is not ahead any more.
 
 All state is in memory and gone when the process ends. There is no protection against its users: loopback only.
 """
@@ -149,9 +150,7 @@ class DevChain:
         ordered = sorted(self._queue.values(), key=lambda transaction: transaction.nonce)
         self._chain.mine(ordered, timestamp=timestamp)
         self._queue = {
-            key: waiting
-            for key, waiting in self._queue.items()
-            if waiting.nonce >= self._chain.nonce(waiting.sender)
+            key: waiting for key, waiting in self._queue.items() if waiting.nonce >= self._chain.nonce(waiting.sender)
         }
         self._publish()
 
@@ -197,9 +196,7 @@ class DevChain:
         if funds < cost:
             raise InvalidTransaction(f"insufficient funds for gas * price + value: have {funds} want {cost}")
         if transaction.gas < transaction.intrinsic_gas:
-            raise InvalidTransaction(
-                f"intrinsic gas too low: have {transaction.gas}, want {transaction.intrinsic_gas}"
-            )
+            raise InvalidTransaction(f"intrinsic gas too low: have {transaction.gas}, want {transaction.intrinsic_gas}")
         if transaction.gas > GAS_LIMIT:
             raise InvalidTransaction("exceeds block gas limit")
         replaced = self._queue.get((transaction.sender, transaction.nonce))
@@ -310,8 +307,10 @@ class DevChain:
 
     def _at(self, at: Any) -> BlockId:
         if isinstance(at, dict):
-            return self._chain.number_of(data_of(at["blockHash"], 32)) if "blockHash" in at else self._at(
-                at.get("blockNumber")
+            return (
+                self._chain.number_of(data_of(at["blockHash"], 32))
+                if "blockHash" in at
+                else self._at(at.get("blockNumber"))
             )
         if at in ("latest", "safe", "finalized", None):
             return "latest"

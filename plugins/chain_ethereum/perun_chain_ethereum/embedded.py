@@ -1,8 +1,8 @@
 """A chain inside this process: py-evm with Cancun rules, blocks in memory, time under the caller's control.
 
-The engine of `perunnode devchain` and of the contract tests. Everything is synchronous and deterministic apart from
-`clock`; nothing here speaks JSON-RPC except that blocks, transactions, receipts and logs are given in its shapes, so that
-the server has nothing to translate. Import this module only where a chain is really needed: py-evm is heavy.
+The engine of `perunnode devchain` and of the contract tests. Everything is synchronous and deterministic. Nothing here
+speaks JSON-RPC, but blocks, transactions, receipts and logs are given in its shapes, so that the server has nothing to
+translate. Import this module only where a chain is really needed: py-evm is heavy.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from eth.chains.base import MiningChain
-from eth.consensus import ConsensusApplier, NoProofConsensus
+from eth.consensus.applier import ConsensusApplier
+from eth.consensus.noproof import NoProofConsensus
 from eth.constants import POST_MERGE_DIFFICULTY, POST_MERGE_MIX_HASH, POST_MERGE_NONCE
 from eth.db.atomic import AtomicDB
 from eth.exceptions import HeaderNotFound, Revert
-from eth.vm.forks import CancunVM
+from eth.vm.forks.cancun import CancunVM
 from eth.vm.spoof import SpoofTransaction
-from eth_utils import ValidationError, to_checksum_address
+from eth_utils.address import to_checksum_address
+from eth_utils.exceptions import ValidationError
 
 Json: TypeAlias = dict[str, Any]
 BlockId: TypeAlias = int | Literal["latest", "pending", "earliest"]
@@ -80,7 +82,7 @@ class EmbeddedChain:
     """
 
     def __init__(self, balances: Mapping[bytes, int], *, timestamp: int, chain_id: int) -> None:
-        vms = ConsensusApplier(NoProofConsensus).amend_vm_configuration(((0, CancunVM),))  # type: ignore[arg-type]
+        vms = ConsensusApplier(NoProofConsensus).amend_vm_configuration(((0, CancunVM),))
         chain_class = type("EmbeddedMiningChain", (_ConstantGasLimit,), {"chain_id": chain_id, "vm_configuration": vms})
         genesis = {
             "coinbase": _ZERO_ADDRESS,
@@ -91,9 +93,7 @@ class EmbeddedChain:
             "nonce": POST_MERGE_NONCE,
             "timestamp": timestamp,
         }
-        state = {
-            address: {"balance": wei, "nonce": 0, "code": b"", "storage": {}} for address, wei in balances.items()
-        }
+        state = {address: {"balance": wei, "nonce": 0, "code": b"", "storage": {}} for address, wei in balances.items()}
         self.chain_id: Final = chain_id
         self._chain: Any = chain_class.from_genesis(AtomicDB(), genesis, state)  # type: ignore[attr-defined]
         self._head: Any = self._chain.get_canonical_head()
@@ -134,9 +134,7 @@ class EmbeddedChain:
         number = int(header.block_number)
         hashes = self._block_transactions.get(number, ())
         result = header_json(header)
-        result["transactions"] = (
-            [self._transactions[bytes.fromhex(h[2:])] for h in hashes] if full else list(hashes)
-        )
+        result["transactions"] = [self._transactions[bytes.fromhex(h[2:])] for h in hashes] if full else list(hashes)
         result["uncles"] = []
         result["withdrawals"] = []
         result["size"] = hex(600)
@@ -490,7 +488,7 @@ def _failure(error: Any) -> CallFailed:
 
 def revert_reason(data: bytes) -> str | None:
     """The text of revert data `Error(string)` or the name of `Panic(uint256)`; None for any other data."""
-    from eth_abi import decode
+    from eth_abi.abi import decode
     from eth_abi.exceptions import DecodingError
 
     try:

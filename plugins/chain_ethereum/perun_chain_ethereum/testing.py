@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eth_abi import decode, encode
+from eth_abi.abi import decode, encode
 from eth_account import Account
 from eth_hash.auto import keccak
-from eth_keys import keys
+from eth_keys.datatypes import PrivateKey
 
 from .artifacts import ContractKind, load
 from .embedded import Call, EmbeddedChain
@@ -30,7 +30,7 @@ SIGNED = f"({PARAMS},{STATE},bytes[])"
 AUTH = "(bytes32,address,address,uint256)"
 
 ADDRESS = [account.address for account in TEST_ACCOUNTS]
-KEY = {account.address: keys.PrivateKey(bytes.fromhex(account.key)) for account in TEST_ACCOUNTS}
+KEY = {account.address: PrivateKey(bytes.fromhex(account.key)) for account in TEST_ACCOUNTS}
 
 REGISTER = f"register({SIGNED},{SIGNED}[])"
 PROGRESS = f"progress({PARAMS},{STATE},{STATE},uint256,bytes)"
@@ -237,7 +237,7 @@ class World:
     def deposit(
         self, params: Params, *amounts: int, holder: str = "", sender: str = ADDRESS[0]
     ) -> list[dict[str, Any]]:
-        """Deposit for each participant in turn; nothing is sent for amount 0. The sender allows ERC-20 deposits first."""
+        """Deposit for each participant in turn, nothing for amount 0; ERC-20 deposits are allowed first."""
         holder = holder or self.eth
         receipts = []
         for participant, amount in zip(params.participants, amounts, strict=True):
@@ -268,5 +268,3 @@ class World:
     def tokens(self, address: str) -> int:
         owned: int = self.read(self.token, "balanceOf(address)", ["uint256"], address)[0]
         return owned
-
-

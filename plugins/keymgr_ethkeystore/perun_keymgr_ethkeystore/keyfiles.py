@@ -11,7 +11,7 @@ import stat
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import Struct
@@ -203,8 +203,7 @@ def _scrypt_beyond_rfc7914(password: bytes, salt: bytes, *, cost: tuple[int, int
 
     n, r, p = cost
     # This function takes text and reads it as Latin-1, byte for byte.
-    derived: bytes = scrypt(password.decode("latin-1"), salt.decode("latin-1"), length, N=n, r=r, p=p)
-    return derived
+    return cast(bytes, scrypt(password.decode("latin-1"), salt.decode("latin-1"), length, N=n, r=r, p=p))
 
 
 def _aes_128_ctr(key: bytes, iv: bytes, text: bytes) -> bytes:

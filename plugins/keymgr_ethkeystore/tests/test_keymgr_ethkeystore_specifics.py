@@ -11,7 +11,7 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -325,10 +325,10 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_key_files_of_eth_account_open(tmp_path: Path) -> None:
-    for kdf, work in (("scrypt", 4096), ("pbkdf2", 2000)):
-        (tmp_path / kdf).write_text(json.dumps(Account.encrypt(BOB, "right", kdf=kdf, iterations=work)))
-        assert decrypt_key_file(tmp_path / kdf, "right") == BOB
+@pytest.mark.parametrize(("kdf", "work"), [("scrypt", 4096), ("pbkdf2", 2000)])
+def test_key_files_of_eth_account_open(tmp_path: Path, kdf: Literal["scrypt", "pbkdf2"], work: int) -> None:
+    (tmp_path / "key").write_text(json.dumps(Account.encrypt(BOB, "right", kdf=kdf, iterations=work)))
+    assert decrypt_key_file(tmp_path / "key", "right") == BOB
 
 
 # ----------------------------------------------------------------------------------------------------------- secrets

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -141,7 +142,7 @@ async def test_after_an_io_error_nothing_is_committed_until_the_store_is_opened_
         def __getattr__(self, name: str) -> object:
             return getattr(self._real, name)
 
-        def execute(self, sql: str, *parameters: object) -> object:
+        def execute(self, sql: str, *parameters: Any) -> object:
             if sql == "COMMIT":
                 error = sqlite3.OperationalError("disk I/O error")
                 error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC

@@ -197,6 +197,17 @@ async def test_concurrent_senders_share_one_dial(network: MemoryNetwork, start: 
     assert network.dials == [WHERE[BOB]]
 
 
+async def test_a_connection_can_be_made_before_there_is_something_to_say(network: MemoryNetwork, start: Start) -> None:
+    alice, bob = await start(ALICE), await start(BOB)
+    await alice.hub.connect(BOB)
+    await alice.hub.connect(BOB)
+    await bob.hub.send(ALICE, note("you called?"))
+    assert await alice.hears() == (BOB, "you called?")
+    assert network.dials == [WHERE[BOB]]
+    with pytest.raises(PeerUnreachable):
+        await alice.hub.connect(CAROL)
+
+
 async def test_sessions_are_told_who_comes_and_goes(start: Start) -> None:
     alice, bob = await start(ALICE), await start(BOB)
     await bob.hub.send(ALICE, note("hello"))

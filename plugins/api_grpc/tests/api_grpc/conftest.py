@@ -32,12 +32,12 @@ def serve(node: ScriptedNode) -> Serve:
     async def serve(
         *, ready: Ready | None = None, service: str = "payment", **options: Any
     ) -> AsyncIterator[grpc.aio.Channel]:
-        context = ApiContext(
-            node=node, host="127.0.0.1", port=0, service=service, ready=ready or Ready(ready=True)
-        )
-        async with listening(GrpcConfig(**options), context) as port:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield channel
+        context = ApiContext(node=node, host="127.0.0.1", port=0, service=service, ready=ready or Ready(ready=True))
+        async with (
+            listening(GrpcConfig(**options), context) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            yield channel
 
     return serve
 

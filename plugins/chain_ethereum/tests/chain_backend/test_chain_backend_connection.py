@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from perun_core.errors import NotReachable, WrongChain
 from perun_core.ports.chain import BlockEvents, ChannelEvent, DisputePhase
+from websockets.asyncio.server import ServerConnection, serve
 
 from .conftest import ETHER, Cable, Channel, Ledger, anvil, cable_to, over_http, over_ipc
 
@@ -45,12 +47,24 @@ async def test_a_lost_connection_fails_the_calls_under_way_and_later_calls_conne
 
 
 async def test_a_call_that_waits_for_its_answer_fails_when_the_connection_is_lost(instant: Ledger) -> None:
-    async with cable_to(instant) as (cable, ledger), ledger.open() as chain:
-        calls = [asyncio.create_task(chain.head()) for _ in range(3)]
-        await asyncio.sleep(0)
-        await cable.cut()
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(isinstance(outcome, NotReachable) for outcome in outcomes)
+    asked = asyncio.Event()
+
+    async def answer(socket: ServerConnection) -> None:
+        async for message in socket:
+            question = json.loads(message)
+            if question["method"] == "eth_chainId":
+                await socket.send(json.dumps({"jsonrpc": "2.0", "id": question["id"], "result": "0x539"}))
+            else:
+                asked.set()
+
+    async with serve(answer, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with instant.open(url=url, connect_timeout=60) as chain:
+            calls = [asyncio.create_task(chain.head()) for _ in range(3)]
+            await asked.wait()
+            server.close()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, NotReachable) for outcome in outcomes)
 
 
 async def test_heads_are_followed_across_an_interruption(instant: Ledger) -> None:
@@ -116,9 +130,9 @@ async def test_events_are_released_at_the_configured_depth(instant: Ledger, fund
             await chain.register(channel.params, channel.signed(1))
             mined = (await chain.head()).number
             await instant.mine(3)
-            async for item in feed:
-                if item.events:
-                    break
+            item = await anext(feed)
+            while not item.events:
+                item = await anext(feed)
         assert item.events[0].block_number == mined
         assert item.block.number >= mined + 2
         assert item.cursor == item.block.number - 2
@@ -127,13 +141,18 @@ async def test_events_are_released_at_the_configured_depth(instant: Ledger, fund
 async def test_events_of_a_block_that_was_exchanged_are_read_again(instant: Ledger, funded: Funded) -> None:
     payer = await funded(instant)
     channel = Channel((instant.eth_holder,), ((0, 0),))
+    hashes: list[str] = []
+
+    async def note(tx_hash: str) -> None:
+        hashes.append(tx_hash)
+
     async with instant.open(payer) as chain, aclosing(chain.events(None)) as feed:
         await anext(feed)
-        await instant.mine(2)
-        await chain.register(channel.params, channel.signed(1))
+        await instant.mine()
+        await chain.register(channel.params, channel.signed(1), sent=note)
         before = (await _until(feed, 1))[0]
-        # Exchanges the last block; anvil puts its transaction back into the pool and mines it with the next one.
-        await instant.rpc("anvil_reorg", 2, [])
+        raw = await instant.rpc("eth_getRawTransactionByHash", hashes[0])
+        await instant.rpc("anvil_reorg", 2, [[raw, 0]])
         await instant.mine()
         after = (await _until(feed, 1))[0]
     assert after.channel_id == before.channel_id == channel.id
@@ -220,10 +239,9 @@ async def test_a_channel_can_be_funded_after_the_connection_came_back(instant: L
 async def _until(feed: AsyncIterator[BlockEvents], count: int) -> list[ChannelEvent]:
     """The next `count` events, and a proof that no more came with them."""
     events: list[ChannelEvent] = []
-    async for item in feed:
-        events += item.events
-        if len(events) >= count:
-            break
+    async with asyncio.timeout(30):
+        while len(events) < count:
+            events += (await anext(feed)).events
     assert len(events) == count
     return events
 
