@@ -36,12 +36,15 @@ from ..protocol.effects import (
     WithdrawHoldings,
 )
 from ..protocol.events import ChainConcluded, ChainFailed, ChainFunded, ChainMatured, ChainRegistered, ChainWithdrawn
-from ..values import Address, ChannelID, Sig
+from ..values import Address, Bytes32, ChannelID, Sig
 
 log = logging.getLogger(__name__)
 
 SECONDARY_BLOCKS = 3
 """New blocks the other side gets to conclude a final state before we pay for it: 2 and the finality depth of 1."""
+
+PATIENCE = 2
+"""Blocks that money on its way to our account gets before a deposit counts as impossible."""
 
 StepResult = ChainFunded | ChainRegistered | ChainMatured | ChainConcluded | ChainWithdrawn | ChainFailed
 
@@ -118,7 +121,7 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
                 if (await chain.head()).timestamp >= deadline:
                     break  # O-22: never deposit after our own deadline
                 funding_id = context.profile.funding_id(channel_id, step.params.parts[own])
-                await chain.deposit(holder, context.token_of(holder), funding_id, amount, sent=broadcast)
+                await _deposit(context, holder, funding_id, amount, broadcast)
         except InsufficientFunds as error:
             return ChainFailed(UnknownInternal(f"own account cannot fund the channel: {error}"), deposited=sent)
         except ChainError as error:
@@ -140,6 +143,22 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
     if any(part != own for _, _, part, _ in missing):
         return ChainFailed(PeerNotFunded(context.peer_alias))
     return ChainFailed(UnknownInternal("own deposit was not confirmed in time"))
+
+
+async def _deposit(
+    context: StepContext, holder: Address, funding_id: Bytes32, amount: int, sent: Callable[[str], Awaitable[None]]
+) -> None:
+    """One deposit; money on its way to our account gets a few blocks to arrive. Raises: ChainError."""
+    blocks = 0
+    async for _ in context.chain.blocks():
+        try:
+            await context.chain.deposit(holder, context.token_of(holder), funding_id, amount, sent=sent)
+            return
+        except InsufficientFunds:
+            if blocks == PATIENCE:
+                raise
+            blocks += 1
+    raise NotReachable("the chain's blocks ended")
 
 
 async def _await_concludable(at: int, context: StepContext, channel_id: ChannelID) -> StepResult:

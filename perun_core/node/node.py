@@ -124,9 +124,7 @@ class Node:
 
     def config(self) -> NodeInfo:
         config = self._config
-        return NodeInfo(
-            config.chainurl, config.adjudicator, config.asseteth, config.commtypes, config.idprovidertypes
-        )
+        return NodeInfo(config.chainurl, config.adjudicator, config.asseteth, config.commtypes, config.idprovidertypes)
 
     def time(self) -> int:
         return int(time.time())
@@ -214,15 +212,15 @@ async def run_node(
     """
     node, ready = Node(config, plugins), Ready()
     async with AsyncExitStack() as backends:
+        await node.start(backends)
+        backends.push_async_callback(node.shut_down)
+        ready.set()
+        # Scripts take an open port for a node that serves, so it opens when everything else is in place.
         async with AsyncExitStack() as apis:
             for frontend in plugins.apis():
                 table = config.plugins.of(plugins.plugin_of(Kind.API, frontend.name))
                 options = backend_options(frontend.config, table, f"plugins.api_{frontend.name}")
                 context = ApiContext(node=node, host=config.host, port=port, service=service, ready=ready)
                 await apis.enter_async_context(frontend.serve(options, context))
-            await node.start(backends)
-            backends.push_async_callback(node.shut_down)
-            ready.set()
             started(port)
             await stop.wait()
-

@@ -207,9 +207,7 @@ class _Opening:
         )
         try:
             backend = node.plugins.chain(node.chain_backend)
-            chain: Chain = await self._enter(
-                Kind.CHAIN, backend, node.options(Kind.CHAIN, node.chain_backend), context
-            )
+            chain: Chain = await self._enter(Kind.CHAIN, backend, node.options(Kind.CHAIN, node.chain_backend), context)
         except (ChainError, ConfigError) as error:
             raise InvalidConfig("chainURL", config.chainurl, str(error)) from error
         return chain

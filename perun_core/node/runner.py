@@ -273,5 +273,3 @@ class Runner(Generic[E]):
     def _fire(self, timer: Timer) -> None:
         self._timers.pop(timer, None)
         self.post(TimerFired(timer))  # type: ignore[arg-type]
-
-

@@ -74,7 +74,7 @@ from ..wire.messages import (
     UpdateRej,
     VirtualProposal,
 )
-from .chainsteps import StepContext, chain_error
+from .chainsteps import PATIENCE, StepContext, chain_error
 from .channel import REJECTED_BY_USER, ChannelView, LiveChannel, decide_in_time
 from .currencies import Currency, CurrencyRegistry
 from .opening import LiveOpening
@@ -477,9 +477,7 @@ class Session:
         else:
             self._ask_user(proposal, known_peer, known, expiry)
 
-    def _ask_user(
-        self, proposal: LedgerProposal, peer: PeerID, currencies: tuple[Currency, ...], expiry: int
-    ) -> None:
+    def _ask_user(self, proposal: LedgerProposal, peer: PeerID, currencies: tuple[Currency, ...], expiry: int) -> None:
         proposal_id = proposal.base.proposal_id.hex()
         self._proposed[proposal_id] = Proposed(proposal, peer, expiry)
         asyncio.get_running_loop().call_later(
@@ -762,24 +760,38 @@ class Session:
         return await self._peer(aliases[1 - own]), tuple(currencies), ordered
 
     async def _check_affordable(self, currencies: tuple[Currency, ...], own: tuple[int, ...]) -> None:
-        """Our account can pay the deposits and the gas of the whole life (API.md 2.1.5)."""
-        parts = self.parts
+        """Our account can pay the deposits and the gas of the whole life (API.md 2.1.5).
+
+        Money on its way gets `PATIENCE` blocks to arrive before the user is refused.
+        """
         try:
-            gas = await parts.chain.quote_open(
+            gas = await self.parts.chain.quote_open(
                 tuple((currency.token, amount) for currency, amount in zip(currencies, own, strict=True))
             )
-            for currency, amount in zip(currencies, own, strict=True):
-                needed = amount + (gas if currency.token is None else 0)
-                have = await parts.chain.balance(parts.on_chain, currency.token)
-                if have < needed:
-                    short = format_amount(needed - have, currency.decimals)
-                    raise InsufficientFunds(f"the on-chain account lacks {short} {currency.symbol} for deposit and gas")
-            if all(currency.token is not None for currency in currencies) and await parts.chain.balance(
-                parts.on_chain
-            ) < gas:
-                raise InsufficientFunds("the on-chain account lacks ETH for gas")
+            blocks = 0
+            async for _ in self.parts.chain.blocks():
+                short = await self._shortfall(currencies, own, gas)
+                if not short:
+                    return
+                blocks += 1
+                if blocks > PATIENCE:
+                    raise InsufficientFunds(f"the on-chain account lacks {short} for deposit and gas")
         except PortError as error:
             raise self._chain_error(error).within("proposing channel") from error
+
+    async def _shortfall(self, currencies: tuple[Currency, ...], own: tuple[int, ...], gas: int) -> str:
+        """What is missing, as text; empty when the account has enough of everything."""
+        needed: dict[Address | None, int] = {None: gas}
+        for currency, amount in zip(currencies, own, strict=True):
+            needed[currency.token] = needed.get(currency.token, 0) + amount
+        units = {currency.token: (currency.symbol, currency.decimals) for currency in currencies}
+        units.setdefault(None, ("ETH", 18))
+        for token, wanted in needed.items():
+            have = await self.parts.chain.balance(self.parts.on_chain, token)
+            if have < wanted:
+                symbol, decimals = units[token]
+                return f"{format_amount(wanted - have, decimals)} {symbol}"
+        return ""
 
     def _chain_error(self, error: PortError) -> ApiError:
         return chain_error(error, url=self.parts.chain_url, tx_timeout=str(self.parts.tx_timeout))
@@ -861,7 +873,9 @@ class Session:
         for live in self._channels.values():
             question = live.machine.question
             if question is not None:
-                refusals.append(self._send_quietly(live.peer, UpdateRej(question.id, question.version, "session closed")))
+                refusals.append(
+                    self._send_quietly(live.peer, UpdateRej(question.id, question.version, "session closed"))
+                )
         await asyncio.gather(*refusals)
 
 

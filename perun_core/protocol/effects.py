@@ -176,16 +176,6 @@ class Fail(Struct, frozen=True):
 
 
 Effect: TypeAlias = (
-    Persist
-    | RequestSignature
-    | Connect
-    | Send
-    | SetTimer
-    | CancelTimer
-    | SubmitTx
-    | Publish
-    | Notify
-    | Reply
-    | Fail
+    Persist | RequestSignature | Connect | Send | SetTimer | CancelTimer | SubmitTx | Publish | Notify | Reply | Fail
 )
 Effects: TypeAlias = tuple[Effect, ...]

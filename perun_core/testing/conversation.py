@@ -160,9 +160,7 @@ class Side:
         match effect:
             case Persist(record):
                 self.disk.commit(
-                    self.codec.operations(
-                        record, signing=effect.signing, claim=effect.claim, archive=effect.archive
-                    )
+                    self.codec.operations(record, signing=effect.signing, claim=effect.claim, archive=effect.archive)
                 )
             case RequestSignature(state):
                 self._check_marked(state)

@@ -85,9 +85,7 @@ def state_tuple(state: State, participants: int) -> tuple[object, ...]:
     An empty index map is the identity over the participants, a shorter one is padded with zeros (PROTOCOL.md 5.5).
     """
     allocation = state.allocation
-    locked = tuple(
-        (entry.id, entry.balances, _index_map(entry.index_map, participants)) for entry in allocation.locked
-    )
+    locked = tuple((entry.id, entry.balances, _index_map(entry.index_map, participants)) for entry in allocation.locked)
     outcome = (tuple(asset.holder for asset in allocation.assets), allocation.balances, locked)
     return (state.id, state.version, outcome, state.data, state.is_final)
 

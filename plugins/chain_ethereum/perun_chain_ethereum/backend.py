@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TOO_EARLY: Final = "timeout not passed yet"
 """What `conclude` says when the block it is tried on is older than the one its caller looked at."""
 
-PATIENCE: Final = 8
+PATIENCE: Final = 5
 """New heads that `conclude` waits for until the node's estimates have reached the concludable time."""
 
 HEAD_PATIENCE: Final = 15.0
@@ -282,9 +282,7 @@ class EthereumChain:
     async def _dispute(self, channel_id: ChannelID, block: BlockIdentifier) -> Dispute:
         return abi.dispute(await self._connection.call(self._adjudicator, abi.call_disputes(channel_id), block=block))
 
-    async def _identified(
-        self, name: str, kind: ContractKind, address: Address, token: Address | None
-    ) -> CodeMatch:
+    async def _identified(self, name: str, kind: ContractKind, address: Address, token: Address | None) -> CodeMatch:
         adjudicator = None if kind is ContractKind.ADJUDICATOR else self._adjudicator
         try:
             match = identify(kind, await self._connection.code(address), adjudicator=adjudicator, token=token)

@@ -79,7 +79,10 @@ class EventFeed:
         return max(self._start, min(cursor, final - REORG_WINDOW)) + 1
 
     async def _read(self, first: int, last: int) -> tuple[ChannelEvent, ...] | None:
-        """Events of the blocks, in order; None when a shorter range has to be tried. Waits out lost connections."""
+        """Events of the blocks, in order; None when a shorter range has to be tried. Waits out lost connections.
+
+        Raises: NotReachable once the backend is closed.
+        """
         pause = FIRST_PAUSE
         while True:
             try:
@@ -98,6 +101,8 @@ class EventFeed:
                 ]
                 return tuple(sorted(events, key=lambda event: (event.block_number, event.log_index)))
             except (NotReachable, WrongChain) as error:
+                if self._heads.closed:
+                    raise
                 logger.warning("reading events is interrupted: %s", error)
             except ChainError as error:
                 if last > first:

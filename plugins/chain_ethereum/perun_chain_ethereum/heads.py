@@ -34,11 +34,17 @@ class HeadFeed:
         self._latest: Head | None = None
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._closed
 
     async def follow(self) -> AsyncIterator[Head]:
-        """The current head as soon as it is known, then every newer one; ends only with the caller."""
+        """The current head as soon as it is known, then every newer one, until the feed is closed."""
         seen: Head | None = None
-        while True:
+        while not self._closed:
             head = self._latest
             if head is not None and (seen is None or head.ref.hash != seen.ref.hash):
                 seen = head
@@ -55,12 +61,16 @@ class HeadFeed:
             return
 
     async def close(self) -> None:
-        """Stop following. Idempotent."""
+        """Stop following and let followers end. Idempotent."""
+        self._closed = True
+        self._wake()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _next_news(self) -> None:
+        if self._closed:
+            return
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="chain heads")
         await self._news.wait()
@@ -69,7 +79,10 @@ class HeadFeed:
         if self._latest is not None and head.ref.hash == self._latest.ref.hash:
             return
         self._latest = head
-        # Wakes everybody who waits now; later waiters wait for the next head.
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake everybody who waits now; later waiters wait for the next news."""
         self._news.set()
         self._news = asyncio.Event()
 
@@ -82,6 +95,10 @@ class HeadFeed:
                 pause = FIRST_PAUSE
             except ChainError as error:
                 logger.warning("following the chain was interrupted: %s", error)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except Exception:
+                # Time must go on for everybody who judges deadlines, whatever a node sends.
+                logger.exception("following the chain failed")
                 pause = min(2 * pause, LONGEST_PAUSE)
             # A head from before the interruption is not the current one.
             self._latest = None

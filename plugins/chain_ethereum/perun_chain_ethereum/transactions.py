@@ -34,7 +34,7 @@ logger: Final = logging.getLogger(__name__)
 GAS_MARGIN: Final = (5, 4)
 GAS_SLACK: Final = 40_000
 """The gas limit is the estimate times the fraction plus the slack: another transaction that is mined in between may
-empty two storage words (an allowance, a balance), and writing an empty word costs 17,100 gas more (EIP-2200, EIP-2929)."""
+empty two storage words (an allowance, a balance), and writing an empty one costs 17,100 gas more (EIP-2200, 2929)."""
 
 GAS_CAP: Final = 2**24
 """Highest gas limit of a transaction (EIP-7825)."""

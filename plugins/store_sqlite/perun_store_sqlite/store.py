@@ -1,8 +1,8 @@
 """The store: staging on the event loop, one physical commit at a time in a thread.
 
-Statements that stage a batch touch memory only (some µs), so the loop runs them itself. The physical commit waits for
-the disk, so a thread runs it, and it is the only thing that thread does: one hand-over to it and one back per group,
-however many operations a group has. While one group is on its way to the disk, commits collect for the next.
+Statements that stage a batch change pages in memory (some tens of µs; a page that is not cached is read first), so the
+loop runs them itself. The physical commit waits for the disk, so a thread runs it: one hand-over to it and one back per
+group, however many operations a group has. While one group is on its way to the disk, commits collect for the next.
 """
 
 from __future__ import annotations

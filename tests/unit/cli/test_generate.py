@@ -14,7 +14,8 @@ from coincurve import PrivateKey
 from Crypto.Cipher import AES
 
 from perun_core.cli.generate import USERS, generate
-from perun_core.config import load_node, load_session, load_table
+from perun_core.config import load_node, load_session
+from perun_core.configfile import load_table
 from perun_core.values import Address, keccak256
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from perun_core.config import Table, backend_options
+from perun_core.config import backend_options
+from perun_core.configfile import Table
 from perun_core.durations import Duration
 from perun_core.errors import ConfigError
 from perun_core.plugin.declare import NoOptions

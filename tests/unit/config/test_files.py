@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perun_core.config import MAX_FILE_SIZE, Table, load_table
+from perun_core.configfile import MAX_FILE_SIZE, Table, load_table
 from perun_core.errors import ConfigError
 
 

@@ -283,3 +283,24 @@ def adds(name: str) -> SimpleNamespace:
         cli.add_command(click.Command(name))
 
     return plugin(perun_add_commands=perun_add_commands)
+
+
+def test_for_the_help_text_no_backend_is_declared(install: Install) -> None:
+    source = """\
+import click
+from perun_core.plugin import hookimpl
+
+@hookimpl
+def perun_register_store():
+    raise AssertionError("called for a help text")
+
+@hookimpl
+def perun_add_commands(cli):
+    cli.add_command(click.Command("keys"))
+"""
+    install("store_probe", source)
+    host = PluginHost.load_commands(["store_probe", "store_nobody"])
+    cli = click.Group()
+    assert host.add_commands(cli) == ()
+    assert list(cli.commands) == ["keys"]
+    assert "pip install" in next(info.error for info in host.installed() if info.name == "store_nobody")

@@ -1,4 +1,4 @@
-"""Chain nodes on free loopback ports with a deployed contract set, accounts with money, and a network that can be cut."""
+"""Chain nodes on free loopback ports with deployed contracts, accounts with money, and a network that can be cut."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from typing import Any
 import pytest
 from eth_account import Account
 from eth_account.messages import encode_defunct
+
+from perun_chain_ethereum.deploy import Deployment, connected, deploy
+from perun_chain_ethereum.opening import EthereumConfig, open_chain
+from perun_chain_ethereum.testkeys import TEST_ACCOUNTS
 from perun_core.channel import Allocation, Asset, Params, State, Transaction, transaction
 from perun_core.ports.chain import Chain, ChainContext, Contracts, TxSigner
 from perun_core.ports.keymgr import UnsignedTx
 from perun_core.profile.gp090 import PROFILE
 from perun_core.testing.store import MemoryStore
 from perun_core.values import Address, Bytes32, ChannelID, Sig, keccak256
-
-from perun_chain_ethereum.deploy import Deployment, connected, deploy
-from perun_chain_ethereum.opening import EthereumConfig, open_chain
-from perun_chain_ethereum.testkeys import TEST_ACCOUNTS
 
 ETHER = 10**18
 CHAIN_ID = 1337
@@ -244,9 +244,12 @@ def funded() -> Callable[[Ledger], Any]:
         bank = Key("", DEPLOYER)
         key = Key(f"account {next(_numbers)}")
         transfer = bytes.fromhex("a9059cbb") + bytes(12) + key.address + tokens.to_bytes(32, "big")
-        gifts = [await _send(ledger, bank, key.address, ether, b""), await _send(ledger, bank, ledger.token, 0, transfer)]
+        gifts = [
+            await _send(ledger, bank, key.address, ether, b""),
+            await _send(ledger, bank, ledger.token, 0, transfer),
+        ]
         for gift in gifts:
-            while await ledger.rpc("eth_getTransactionReceipt", gift) is None:
+            while await ledger.rpc("eth_getTransactionReceipt", gift) is None:  # noqa: ASYNC110 - a node has no event
                 await asyncio.sleep(0.1)
         return key
 
@@ -259,6 +262,10 @@ async def _send(ledger: Ledger, sender: Key, to: Address, value: int, data: byte
     return await ledger.rpc("eth_sendRawTransaction", "0x" + raw.hex())
 
 
+def _participant() -> Key:
+    return Key(f"participant {next(_numbers)}")
+
+
 @dataclass
 class Channel:
     """A two-party channel of ours over some assets; balances are [asset][participant]."""
@@ -266,7 +273,7 @@ class Channel:
     holders: tuple[Address, ...]
     balances: tuple[tuple[int, int], ...]
     challenge_duration: int = 60
-    keys: tuple[Key, Key] = field(default_factory=lambda: (Key(f"part {next(_numbers)}"), Key(f"part {next(_numbers)}")))
+    keys: tuple[Key, Key] = field(default_factory=lambda: (_participant(), _participant()))
 
     def __post_init__(self) -> None:
         parts = (self.keys[0].address, self.keys[1].address)

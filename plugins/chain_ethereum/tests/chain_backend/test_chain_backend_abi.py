@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
+from perun_chain_ethereum import abi
 from perun_core.channel import Allocation, Asset, Params, State, SubAlloc, transaction
 from perun_core.errors import ChainError
 from perun_core.ports.chain import DisputePhase
 from perun_core.profile.gp090 import PROFILE
 from perun_core.values import MAX_UINT64, MAX_UINT256, Address, Bytes32, ChannelID, keccak256
-
-from perun_chain_ethereum import abi
 
 PARTS = (
     Address.from_hex("a617fa2cc5eC8d72d4A60b9F424677e74E6bef68"),

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from perun_core.errors import NotReachable, WrongChain
-from perun_core.ports.chain import BlockEvents, ChannelEvent, DisputePhase
 from websockets.asyncio.server import ServerConnection, serve
 
-from .conftest import ETHER, Cable, Channel, Ledger, anvil, cable_to, over_http, over_ipc
+from perun_core.errors import NotReachable, WrongChain
+from perun_core.ports.chain import BlockEvents, ChannelEvent, DisputePhase
+
+from .conftest import ETHER, Cable, Channel, Ledger, anvil, anvil_ledger, cable_to, over_http, over_ipc
 
 Funded = Callable[..., Any]
 
@@ -98,6 +100,35 @@ async def test_events_are_complete_and_in_order_across_an_interruption(instant: 
     assert [event.phase for event in seen] == [DisputePhase.DISPUTE] * 3 + [DisputePhase.CONCLUDED]
 
 
+@pytest.fixture
+def stopped(tmp_path: Path) -> tuple[Ledger, Callable[[], Any]]:
+    """A chain node with contracts that is not running at the moment, and how to run it at its address."""
+    state = ("--state", str(tmp_path / "state.json"))
+    with anvil_ledger(*state) as ledger:
+        port = int(ledger.http.rpartition(":")[2])
+    return ledger, lambda: anvil(*state, port=port)
+
+
+async def test_the_chain_node_may_be_restarted(stopped: tuple[Ledger, Callable[[], Any]], funded: Funded) -> None:
+    ledger, run = stopped
+    channels = [Channel((ledger.eth_holder,), ((0, 0),)) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        with run():
+            chain = await stack.enter_async_context(ledger.open(await funded(ledger)))
+            blocks = await stack.enter_async_context(aclosing(chain.blocks()))
+            feed = await stack.enter_async_context(aclosing(chain.events(None)))
+            await anext(feed)
+            await anext(blocks)
+            await chain.register(channels[0].params, channels[0].signed(1))
+            assert [event.version for event in await _until(feed, 1)] == [1]
+        with pytest.raises(NotReachable):
+            await chain.head()
+        with run():
+            assert (await chain.register(channels[1].params, channels[1].signed(2))).version == 2
+            assert [event.version for event in await _until(feed, 1)] == [2]
+            assert (await anext(blocks)).number == (await chain.head()).number
+
+
 async def test_events_go_on_from_a_saved_cursor(instant: Ledger, funded: Funded) -> None:
     payer = await funded(instant)
     channel = Channel((instant.eth_holder,), ((0, 0),))
@@ -157,6 +188,17 @@ async def test_events_of_a_block_that_was_exchanged_are_read_again(instant: Ledg
         after = (await _until(feed, 1))[0]
     assert after.channel_id == before.channel_id == channel.id
     assert after.block_hash != before.block_hash
+
+
+async def test_closing_the_backend_ends_what_follows_the_chain(instant: Ledger) -> None:
+    async with instant.open() as chain:
+        blocks, events = chain.blocks(), chain.events(None)
+        await anext(blocks)
+        await anext(events)
+        waiting = [asyncio.ensure_future(anext(blocks)), asyncio.ensure_future(anext(events))]
+        await asyncio.sleep(0)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, StopAsyncIteration | NotReachable) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("transport", [lambda x: x, over_http], ids=["ws", "http"])

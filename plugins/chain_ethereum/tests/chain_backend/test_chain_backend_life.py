@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from perun_core.errors import TxReverted
 from perun_core.ports.chain import DisputePhase
 from perun_core.values import Address
@@ -17,8 +18,13 @@ Funded = Callable[..., Any]
 
 
 @pytest.fixture(
-    params=["instant anvil over ws", "instant anvil over http", "instant anvil over ipc"]
-    + ["ticking anvil over ws", "embedded over http"]
+    params=[
+        "instant anvil over ws",
+        "instant anvil over http",
+        "instant anvil over ipc",
+        "ticking anvil over ws",
+        "embedded over http",
+    ]
 )
 def ledger(request: pytest.FixtureRequest) -> Ledger:
     node, _, transport = request.param.partition(" over ")

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+
+from perun_chain_ethereum.transactions import TxRecord
 from perun_core.errors import (
     ChainError,
     ContractInvalid,
@@ -27,8 +29,6 @@ from perun_core.ports.keymgr import UnsignedTx
 from perun_core.ports.store import Table
 from perun_core.testing.store import MemoryStore
 from perun_core.values import Address, Bytes32
-
-from perun_chain_ethereum.transactions import TxRecord
 
 from .conftest import ETHER, Channel, Key, Ledger, cable_to
 
@@ -84,10 +84,9 @@ async def test_a_restarted_node_waits_for_the_transaction_it_had_sent(instant: L
     payer = await funded(instant)
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
     funding_id, rows = channel.funding_id(0), {}
-    async with mining_stopped(instant):
-        async with instant.open(payer, tx_timeout=0.5, store=MemoryStore(rows)) as chain:
-            with pytest.raises(TxTimedOut) as caught:
-                await chain.deposit(instant.eth_holder, None, funding_id, ETHER)
+    async with mining_stopped(instant), instant.open(payer, tx_timeout=0.5, store=MemoryStore(rows)) as chain:
+        with pytest.raises(TxTimedOut) as caught:
+            await chain.deposit(instant.eth_holder, None, funding_id, ETHER)
     told: list[str] = []
 
     async def note(tx_hash: str) -> None:
@@ -233,30 +232,55 @@ async def test_a_transaction_that_would_fail_is_not_sent(instant: Ledger, funded
     assert await count(instant, payer) == 0
 
 
-async def test_a_transaction_that_fails_when_mined_tells_the_contracts_reason(
+async def test_a_transaction_that_lost_a_race_succeeds_when_its_goal_is_reached(
     instant: Ledger, funded: Funded
 ) -> None:
     payer = await funded(instant)
-    channel = Channel((instant.eth_holder,), ((0, 0),), challenge_duration=100)
-    newer, older = channel.signed(2), channel.signed(1)
+    channel = Channel((instant.eth_holder,), ((0, 0),))
     async with instant.open(payer) as chain:
         async with mining_stopped(instant):
-            first = asyncio.create_task(chain.register(channel.params, older))
+            # All estimates see an unregistered channel; in the block the order of the nonces decides.
+            final = asyncio.create_task(chain.conclude_final(channel.params, channel.signed(3, is_final=True)))
             await _pending(instant, payer, 1)
-            # Both estimates see an unregistered channel; in the block the order decides.
-            second = asyncio.create_task(chain.conclude_final(channel.params, channel.signed(3, is_final=True)))
+            register = asyncio.create_task(chain.register(channel.params, channel.signed(2)))
             await _pending(instant, payer, 2)
-            third = asyncio.create_task(chain.register(channel.params, newer))
-            await _pending(instant, payer, 3)
-        assert (await first).version in (1, 3)
-        assert (await second).version == 3
-        # Version 2 came after the conclusion, which is all that registering could have led to.
-        assert (await third).version == 3
+        assert await final == await register
+        assert (await final).version == 3
+    assert await count(instant, payer) == 2
+
+
+async def test_a_transaction_that_fails_when_mined_is_an_error_and_can_be_repeated(
+    instant: Ledger, funded: Funded
+) -> None:
+    payer, store = await funded(instant, tokens=5), MemoryStore()
+    channel = Channel((instant.token_holder,), ((5, 0),))
+    funding_id = channel.funding_id(0)
+    async with instant.open(payer, store=store) as chain:
+        await chain.deposit(instant.token_holder, instant.token, funding_id, 1)
+        await _transact(instant, payer, instant.token, "095ea7b3", instant.token_holder, 100)
+        async with mining_stopped(instant):
+            await _transact(instant, payer, instant.token, "a9059cbb", NOBODY, 4)
+            deposit = asyncio.create_task(chain.deposit(instant.token_holder, instant.token, funding_id, 5))
+            await _pending(instant, payer, 5)
+        with pytest.raises(TxReverted) as caught:
+            await deposit
+        assert caught.value.tx_type == "fund"
+        assert (await instant.rpc("eth_getTransactionReceipt", caught.value.tx_id))["status"] == "0x0"
+        assert records(store) == []
+        with pytest.raises(InsufficientFunds):
+            await chain.deposit(instant.token_holder, instant.token, funding_id, 5)
+
+
+async def _transact(ledger: Ledger, key: Key, to: Address, selector: str, who: Address, amount: int) -> None:
+    data = bytes.fromhex(selector) + bytes(12) + who + amount.to_bytes(32, "big")
+    nonce = await count(ledger, key, "pending")
+    raw = await key.sign(UnsignedTx(1337, nonce, 10**9, 20 * 10**9, 100_000, to, 0, data))
+    await ledger.rpc("eth_sendRawTransaction", "0x" + raw.hex())
 
 
 async def _pending(ledger: Ledger, key: Key, transactions: int) -> None:
     async with asyncio.timeout(10):
-        while await count(ledger, key, "pending") < transactions:
+        while await count(ledger, key, "pending") < transactions:  # noqa: ASYNC110 - a node has no event
             await asyncio.sleep(0.02)
 
 

@@ -1,0 +1,134 @@
+"""Reading events from nodes that limit ranges, fail now and then, or exchange blocks; no node is needed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from perun_chain_ethereum import abi, events
+from perun_chain_ethereum.connection import Head, NodeRefused
+from perun_chain_ethereum.events import EventFeed
+from perun_core.errors import NotReachable
+from perun_core.ports.chain import BlockEvents, BlockRef
+from perun_core.values import Address, Bytes32
+
+ADJUDICATOR = Address(b"\x0a" * 20)
+
+
+def block_hash(number: int, fork: int = 0) -> Bytes32:
+    return Bytes32(bytes([fork]) * 24 + number.to_bytes(8, "big"))
+
+
+def head(number: int, fork: int = 0, parent_fork: int | None = None) -> Head:
+    parent = block_hash(number - 1, fork if parent_fork is None else parent_fork)
+    return Head(ref=BlockRef(number, block_hash(number, fork), 12 * number), parent=parent, base_fee=1)
+
+
+def log(number: int, index: int = 0, fork: int = 0) -> dict[str, Any]:
+    return {
+        "topics": [abi.CHANNEL_UPDATE, b"\x01" * 32],
+        "data": b"".join(word.to_bytes(32, "big") for word in (number, 0, 0)),
+        "blockNumber": number,
+        "blockHash": block_hash(number, fork),
+        "logIndex": index,
+        "transactionHash": b"\x02" * 32,
+    }
+
+
+class Node:
+    """A chain with two events in every hundredth block, which the node does not give in order."""
+
+    def __init__(self, *, limit: int = 10**9) -> None:
+        self.logs_by_block: dict[int, list[dict[str, Any]]] = {n: [log(n, 1), log(n, 0)] for n in range(0, 2000, 100)}
+        self.limit = limit
+        self.failures = 0
+        self.asked: list[tuple[int, int]] = []
+
+    async def logs(self, contract: Address, topic: Bytes32, first: int, last: int) -> list[dict[str, Any]]:
+        assert (contract, topic) == (ADJUDICATOR, abi.CHANNEL_UPDATE)
+        if self.failures:
+            self.failures -= 1
+            raise NotReachable("away")
+        if last - first + 1 > self.limit:
+            raise NodeRefused(-32005, "query exceeds max block range")
+        self.asked.append((first, last))
+        return [entry for n in range(first, last + 1) for entry in self.logs_by_block.get(n, [])]
+
+
+class Heads:
+    """Heads that are known in advance."""
+
+    closed = False
+
+    def __init__(self, *heads: Head) -> None:
+        self._heads = heads
+
+    async def follow(self) -> AsyncIterator[Head]:
+        for known in self._heads:
+            yield known
+
+
+async def read(node: Node, heads: Heads, cursor: int | None, *, depth: int = 1) -> list[BlockEvents]:
+    feed: Any = EventFeed
+    return [item async for item in feed(node, heads, ADJUDICATOR, finality_depth=depth, cursor=cursor).follow()]
+
+
+def seen(items: list[BlockEvents]) -> list[tuple[int, int]]:
+    return [(event.block_number, event.log_index) for item in items for event in item.events]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 500, 10**9])
+async def test_no_event_is_lost_or_doubled_where_the_node_limits_ranges(limit: int) -> None:
+    items = await read(Node(limit=limit), Heads(head(1000)), 100)
+    assert seen(items) == [(number, index) for number in range(200, 1001, 100) for index in (0, 1)]
+    cursors = [item.cursor for item in items]
+    assert cursors == sorted(cursors) and cursors[-1] == 1000
+
+
+async def test_every_cursor_can_be_continued_from() -> None:
+    items = await read(Node(limit=130), Heads(head(1000)), 0)
+    for position, item in enumerate(items):
+        rest = await read(Node(), Heads(head(1000)), item.cursor)
+        assert seen(items[: position + 1]) + seen(rest) == seen(items)
+
+
+async def test_a_node_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "FIRST_PAUSE", 0)
+    node = Node()
+    node.failures = 2
+    assert seen(await read(node, Heads(head(200)), 100)) == [(200, 0), (200, 1)]
+
+
+async def test_only_new_blocks_are_asked_for_while_heads_follow_each_other() -> None:
+    node = Node()
+    await read(node, Heads(head(300), head(301), head(302)), 290)
+    assert node.asked == [(291, 300), (301, 301), (302, 302)]
+
+
+async def test_an_exchanged_block_gives_its_new_events_and_the_old_ones_only_once() -> None:
+    node = Node()
+
+    class Reorganised(Heads):
+        async def follow(self) -> AsyncIterator[Head]:
+            yield head(299)
+            yield head(300)
+            node.logs_by_block[300] = [log(300, 0, fork=1)]
+            yield head(301, fork=1)
+
+    items = await read(node, Reorganised(), 150)
+    hashes = [event.block_hash for item in items for event in item.events]
+    old, new = block_hash(300), block_hash(300, fork=1)
+    assert hashes == [block_hash(200), block_hash(200), old, old, new]
+
+
+async def test_a_chain_shorter_than_the_cursor_gives_nothing_and_keeps_the_cursor() -> None:
+    items = await read(Node(), Heads(head(50)), 100)
+    assert [(item.cursor, item.events) for item in items] == [(100, ())]
+
+
+async def test_events_wait_until_their_block_is_deep_enough() -> None:
+    items = await read(Node(), Heads(head(200), head(201), head(202)), 150, depth=3)
+    assert [len(item.events) for item in items] == [0, 0, 2]
+    assert [item.cursor for item in items] == [198, 199, 200]
