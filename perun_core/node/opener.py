@@ -77,7 +77,7 @@ class Surroundings(Struct, frozen=True):
 
 
 async def open_session(session_id: str, config: SessionConfig, node: Surroundings) -> Session:
-    """A session that listens but has not restored yet. Raises: InvalidConfig, or UnknownInternal for a bug of a plugin."""
+    """A session that listens but has not restored yet. Raises: InvalidConfig."""
     async with AsyncExitStack() as stack:
         opening = _Opening(config, node, stack)
         session = await opening.run(session_id)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from ..apps.registry import AppRegistry
@@ -31,6 +31,7 @@ from ..ports.comm import Comm, Connection, Listener
 from ..profile import Profile
 from ..protocol import handshake
 from ..values import Address
+from ..wire import StreamDamaged
 from ..wire.messages import AuthResponse, Envelope, Message, Ping, Pong, Shutdown
 from .limits import PeerLimits, Refused, make_room
 from .link import Link, host_of
@@ -432,7 +433,11 @@ class PeerHub:
                 if not link.closing:
                     link.decoder.end()
                 return
-            envelopes = feed(data)
+            try:
+                envelopes = feed(data)
+            except StreamDamaged as error:
+                await self._dispatch(link, peer, error.complete)
+                raise
             if envelopes:
                 if deadline is not None:
                     deadline.cancel()
@@ -440,7 +445,7 @@ class PeerHub:
                     deadline = None
                 await self._dispatch(link, peer, envelopes)
 
-    async def _dispatch(self, link: Link, peer: Address, envelopes: list[Envelope]) -> None:
+    async def _dispatch(self, link: Link, peer: Address, envelopes: Sequence[Envelope]) -> None:
         for envelope in envelopes:
             if link.closing:
                 return

@@ -16,6 +16,7 @@ from ..errors import ApiError, CommError, KeyManagerError, RuleViolated, StoreEr
 from ..protocol.effects import (
     CancelTimer,
     Connect,
+    Effect,
     Effects,
     Fail,
     Notification,
@@ -29,7 +30,6 @@ from ..protocol.effects import (
     SubmitTx,
     Timer,
 )
-from ..protocol.effects import Effect
 from ..protocol.events import PeerAway, PeerReached, Signed, TimerFired
 from ..protocol.records import ChannelRecord
 from ..values import Address, Bytes32, Sig
@@ -155,7 +155,7 @@ class Runner(Generic[E]):
         """An event broke a rule; the machine is as it was before."""
         log.info("%s: %s", self.name, error)
 
-    # ---- feeding ------------------------------------------------------------------------------------------------------
+    # ---- feeding ----------------------------------------------------------------------------------------------------
 
     def start(self, first: Callable[[], Effects] | None = None) -> None:
         """Begin to work, with the effects of `first` before any event."""
@@ -195,7 +195,7 @@ class Runner(Generic[E]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # ---- working ------------------------------------------------------------------------------------------------------
+    # ---- working ----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         while not self.broken:

@@ -20,13 +20,13 @@ class EnvelopeDecoder(Protocol):
     def feed(self, data: bytes) -> list[Envelope]:
         """All envelopes completed by `data`, in order; incomplete rest is kept, at most the byte limit of it.
 
-        Raises: DecodeError, after which the decoder is unusable and the connection must be closed. Envelopes that
-        were complete before the damage are lost with it.
+        Raises: StreamDamaged, after which the decoder is unusable and the connection must be closed; it carries the
+        envelopes that were complete before the damage.
         """
         ...
 
     def end(self) -> None:
-        """The stream ended. Raises: DecodeError when it ended inside an envelope."""
+        """Whether the stream may end here; changes nothing. Raises: DecodeError inside an envelope."""
         ...
 
 

@@ -75,7 +75,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         PeerReached: _to(P.SIGNING, P.REGISTERING),
         PeerAway: _to(P.REGISTERING),
         PeerProposed: _to(P.DECIDING),
-        PeerSynced: _to(P.FINAL),
+        PeerSynced: _to(P.FINAL, P.REGISTERING),
         ChainRegistered: _to(P.REGISTERED, P.REGISTERING, P.WITHDRAWING),
         ChainConcluded: _to(P.WITHDRAWING),
         TimerFired: _to(),
@@ -89,7 +89,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         PeerAccepted: _to(P.ACTING, P.FINAL),
         PeerRejected: _to(P.ACTING, P.REGISTERING),
         PeerProposed: _to(P.ACTING, P.FINAL),
-        PeerSynced: _to(P.ACTING, P.FINAL),
+        PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
         PeerAway: _to(P.UNKNOWN),
         TimerFired: _to(P.UNKNOWN),
         ChainRegistered: _to(P.REGISTERED, P.REGISTERING, P.WITHDRAWING),
@@ -124,7 +124,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         PeerAccepted: _to(P.ACTING, P.FINAL),
         PeerRejected: _to(P.ACTING, P.REGISTERING),
         PeerProposed: _to(P.ACTING, P.FINAL),
-        PeerSynced: _to(P.ACTING, P.FINAL),
+        PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
         TimerFired: _to(P.REGISTERING),
         ChainRegistered: _to(P.REGISTERED, P.REGISTERING, P.WITHDRAWING),
         ChainConcluded: _to(P.WITHDRAWING),
@@ -171,7 +171,7 @@ class Channel(Settling):
         Raises: RuleViolated when the event has no place in the current phase; nothing was changed.
         """
         before = self.phase
-        row = NEXT[before] if before in NEXT else {}
+        row = NEXT.get(before, {})
         kind = type(event)
         if kind not in row and kind not in _ANYWHERE:
             raise RuleViolated("phase", f"{kind.__name__} has no place in phase {before}")

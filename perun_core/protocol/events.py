@@ -1,4 +1,4 @@
-"""What happens to a machine. Events are named by who acts: the user, the peer, the chain, a timer, or an effect's result.
+"""What happens to a machine. Events are named by who acts: user, peer, chain, timer, or an effect's result.
 
 Everything from the peer is unverified until the machine's checks passed.
 """

@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from ..apps.registry import AppRegistry
 from ..channel import Params, Phase, State, Transaction
 from ..channel.rules import check_initial_state, check_params
-from ..errors import ApiError, PeerRejected as PeerRejectedError, PeerRequestTimedOut, RuleViolated, UnknownInternal
+from ..errors import ApiError, PeerRequestTimedOut, RuleViolated, UnknownInternal
+from ..errors import PeerRejected as PeerRejectedError
 from ..profile import Profile
 from ..values import Address, Bytes32, ChannelID, Sig
 from ..wire.messages import BaseProposalAcc, LedgerProposal, LedgerProposalAcc, UpdateAcc

@@ -53,7 +53,7 @@ class ChannelRecord(Struct, frozen=True):
     candidate_states: tuple[State, ...] = ()
     """The states behind `candidates`."""
     refused: tuple[Bytes32, ...] = ()
-    """Kept by participant 0: hashes of the peer's proposals for version current + 1 it refused (`protocol.promises`)."""
+    """Kept by participant 0: hashes of proposals for version current + 1 that it refused (`protocol.promises`)."""
     primary: bool = False
     """We asked for the closing, so we conclude first."""
     deposited: bool = False

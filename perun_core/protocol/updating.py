@@ -11,9 +11,11 @@ from ..errors import (
     ApiError,
     FailedPrecondition,
     InvalidArgument,
-    PeerRejected as PeerRejectedError,
     RuleViolated,
     UnknownInternal,
+)
+from ..errors import (
+    PeerRejected as PeerRejectedError,
 )
 from ..values import Bytes32, Sig
 from ..wire.messages import Sync, Update, UpdateAcc, UpdateRej
@@ -35,12 +37,12 @@ from .effects import (
     Timer,
 )
 from .events import (
+    Payment,
     PeerAccepted,
     PeerAway,
     PeerProposed,
     PeerRejected,
     PeerSynced,
-    Payment,
     UserAccepted,
     UserClosed,
     UserPaid,
@@ -431,4 +433,6 @@ class Updating(ChannelBase):
             return self._enable(received.state, own, peer)
         if decision is SyncDecision.IGNORE:
             return ()
+        if decision is SyncDecision.FORK and self.phase in (Phase.ACTING, Phase.SIGNING, Phase.UNKNOWN):
+            return self._dispute()  # Y-4: nothing more is signed; the chain decides
         return (Send(Sync(int(WIRE[self.phase]), self.record.current)),)

@@ -7,6 +7,7 @@ can reach must have been reached by the end of the campaign, or it fails.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections import Counter
@@ -56,10 +57,8 @@ class World:
     def act(self, index: int, event: object) -> None:
         side = self.side(index)
         self.reached.add((side.machine.phase, type(event).__name__))
-        try:
+        with contextlib.suppress(PerunError):  # the event has no place in this phase; nothing happened
             side.handle(event)  # type: ignore[arg-type]
-        except PerunError:
-            pass  # the event has no place in this phase; nothing happened
         self.settle(index)
 
     def pay(self, index: int, asset: int, amount: int) -> None:
