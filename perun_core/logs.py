@@ -49,7 +49,8 @@ def parse_level(name: str) -> int:
 def configure(level: str, *, file: str = "", json_lines: bool = False) -> None:
     """Send entries of `level` and above to `file` (appended; empty: standard output), as text or JSON lines.
 
-    Entries of libraries (standard logging) go the same way from warning on, from info on at level trace.
+    What our own packages say through standard logging goes the same way, with its `extra` fields; what libraries say
+    from warning on, from info on at level trace.
     Raises: ConfigError("loglevel"), ConfigError("logfile").
     """
     threshold = parse_level(level)
@@ -67,7 +68,7 @@ def configure(level: str, *, file: str = "", json_lines: bool = False) -> None:
         logger_factory=lambda *_: _SINK,
         cache_logger_on_first_use=False,
     )
-    _adopt_standard_logging(max(threshold, logging.INFO if threshold == logging.NOTSET else logging.WARNING))
+    _adopt_standard_logging(threshold, max(threshold, logging.INFO if threshold == logging.NOTSET else logging.WARNING))
 
 
 class _Sink:
@@ -143,21 +144,38 @@ def _open(file: str) -> IO[str]:
     return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
+_OURS: Final = "perun_"
+_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
 class _ThroughStructlog(logging.Handler):
-    """Entries of libraries in our form."""
+    """Entries of standard logging in our form; `others` is the lowest level of packages that are not ours."""
+
+    def __init__(self, level: int, others: int) -> None:
+        super().__init__(level)
+        self._others = others
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the entry is written."""
+        return record.levelno >= self._others or record.name.startswith(_OURS)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand the record on; logging must not raise."""
         try:
             level = min(record.levelno // 10 * 10, logging.CRITICAL)
-            structlog.get_logger().log(level, record.getMessage(), lib=record.name, exc_info=record.exc_info)
+            fields = {key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS}
+            if not record.name.startswith(_OURS):
+                fields["lib"] = record.name
+            if record.exc_info:
+                fields["exc_info"] = record.exc_info
+            structlog.get_logger().log(level, record.getMessage(), **fields)
         except Exception:
             self.handleError(record)
 
 
-def _adopt_standard_logging(level: int) -> None:
+def _adopt_standard_logging(level: int, others: int) -> None:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _ThroughStructlog)]:
         root.removeHandler(handler)
-    root.addHandler(_ThroughStructlog(level))
+    root.addHandler(_ThroughStructlog(level, others))
     root.setLevel(level)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from ..channel import Dispute, Phase, State
-from ..errors import ApiError, FailedPrecondition, UnknownInternal
+from ..errors import ApiError, FailedPrecondition, PeerNotFunded, UnknownInternal
 from .effects import (
     AwaitConcludable,
     CancelTimer,
@@ -82,6 +82,9 @@ class Settling(Updating):
         """Somebody took the channel to the chain: nothing off-chain goes on."""
         error = UnknownInternal("the channel was registered on chain")
         effects: Effects = CancelTimer(Timer.RESPONSE), CancelTimer(Timer.HEAL), CancelTimer(Timer.EXPIRY)
+        opening, self._opening_request = self._opening_request, None
+        if opening is not None:  # the peer gave the channel up before it was funded
+            effects = (*effects, Fail(opening, PeerNotFunded(self.terms.peer_alias)))
         if self._question is not None:
             effects = (*effects, *self._withdraw_question(SETTLING))
         return (*effects, *self._fail_waiting(error))

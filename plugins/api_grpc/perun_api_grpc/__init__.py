@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 
+import click
+
 from perun_core.plugin import Frontend, hookimpl
 from perun_core.ports.api import ApiContext
 
@@ -14,6 +16,14 @@ from .config import GrpcConfig
 def perun_register_api() -> Frontend:
     """The frontend named ``grpc``."""
     return Frontend(name="grpc", config=GrpcConfig, serve=_serve)
+
+
+@hookimpl
+def perun_add_commands(cli: click.Group) -> None:
+    """Adds ``demo``; what it needs is imported when it runs."""
+    from .demo.command import demo
+
+    cli.add_command(demo)
 
 
 def _serve(config: GrpcConfig, context: ApiContext) -> AbstractAsyncContextManager[None]:
