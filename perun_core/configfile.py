@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,10 @@ MAX_FILE_SIZE: Final = 1 << 20
 
 MAX_DEPTH: Final = 16
 """Nesting of tables and lists in a configuration file."""
+
+MAX_BRACKETS: Final = 64
+"""Open brackets at one place of a JSON or TOML file, strings included, before it is parsed."""
+_BRACKET: Final = re.compile(r"[\[\]{}]")
 
 
 class Table(Mapping[str, object]):
@@ -125,7 +130,17 @@ def _scalar(value: object) -> str:
             return str(value)
 
 
+def _refuse_brackets(text: str) -> None:
+    """The recursive parsers must not meet what no configuration needs, whatever the interpreter's limits are."""
+    depth = 0
+    for character in _BRACKET.findall(text):
+        depth += 1 if character in "[{" else -1
+        if depth > MAX_BRACKETS:
+            raise ValueError("nested too deeply")
+
+
 def _parse_json(text: str) -> object:
+    _refuse_brackets(text)
     try:
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_unique)
     except json.JSONDecodeError as e:
@@ -140,6 +155,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _parse_toml(text: str) -> object:
+    _refuse_brackets(text)
     try:
         return tomllib.loads(text, parse_float=str)
     except tomllib.TOMLDecodeError as e:

@@ -185,6 +185,7 @@ class World:
     nodes: list[Node] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     free_ports: Iterator[int] = field(default_factory=ports)
+    _on_the_way: list[str] = field(default_factory=list)
 
     # ---- processes --------------------------------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ class World:
             listen = ["--chain-id", str(TEST_CHAIN_ID), "--host", "127.0.0.1", "--port", str(port)]
             self.run("chain", [anvil, "--block-time", "1", *listen]).wait_for("Listening on")
             for account in TEST_ACCOUNTS:
-                self.give(account.address, 1000 * ETHER)
+                self.rpc("anvil_setBalance", account.address, hex(1000 * ETHER))
         else:
             self.run("chain", command("devchain", "--port", port)).wait_for("devchain: serving chain")
         key_file = self.home / "deployer.key"
@@ -251,8 +252,13 @@ class World:
 
     # ---- people -----------------------------------------------------------------------------------------------------
 
-    def person(self, alias: str, *, ether: float = 10, tokens: int = 0, response_timeout: str = "5s") -> Person:
+    def person(self, alias: str, **terms: Any) -> Person:
         """Somebody new with money, keys and a session file; knows nobody yet."""
+        person = self._newcomer(alias, **terms)
+        self._await_transfers()
+        return person
+
+    def _newcomer(self, alias: str, *, ether: float = 10, tokens: int = 0, response_timeout: str = "5s") -> Person:
         home = self.home / f"{alias}-{secrets.token_hex(4)}"
         keystore = home / "keystore"
         keystore.mkdir(parents=True)
@@ -291,15 +297,19 @@ class World:
         session_file.write_text(json.dumps(session, indent=1))
         person = Person(alias, home, on_chain, off_chain, comm_address, session_file)
         person.know()
-        if ether:
-            self.give(on_chain, int(ether * ETHER))
+        if ether and self.kind == "anvil":
+            self.rpc("anvil_setBalance", on_chain, hex(int(ether * ETHER)))
+        elif ether:
+            self._transfer(BANK.key, on_chain, value=int(ether * ETHER), gas=21_000)
         if tokens:
-            self.give_tokens(on_chain, tokens)
+            data = "0xa9059cbb" + on_chain[2:].lower().rjust(64, "0") + f"{tokens:064x}"
+            self._transfer(TOKEN_BANK.key, self.contracts["token"], data=data, gas=100_000)
         return person
 
     def friends(self, *aliases: str, **terms: Any) -> list[Person]:
         """People who know each other."""
-        people = [self.person(alias, **terms) for alias in aliases]
+        people = [self._newcomer(alias, **terms) for alias in aliases]
+        self._await_transfers()
         for one in people:
             one.know(*(other for other in people if other is not one))
         return people
@@ -325,19 +335,7 @@ class World:
         data = "0x70a08231" + address[2:].lower().rjust(64, "0")
         return int(self.rpc("eth_call", {"to": self.contracts["token"], "data": data}, "latest"), 16)
 
-    def give(self, address: str, wei: int) -> None:
-        """Raise the balance of an address by `wei`."""
-        if self.kind == "anvil":
-            self.rpc("anvil_setBalance", address, hex(self.balance(address) + wei))
-        else:
-            self._transact(BANK.key, address, value=wei, gas=21_000)
-
-    def give_tokens(self, address: str, base_units: int) -> None:
-        """Transfer test tokens to an address."""
-        data = "0xa9059cbb" + address[2:].lower().rjust(64, "0") + f"{base_units:064x}"
-        self._transact(TOKEN_BANK.key, self.contracts["token"], data=data, gas=100_000)
-
-    def _transact(self, key: str, to: str, *, value: int = 0, data: str = "0x", gas: int) -> None:
+    def _transfer(self, key: str, to: str, *, value: int = 0, data: str = "0x", gas: int) -> None:
         sender = Account.from_key(key)
         signed = sender.sign_transaction(
             {
@@ -352,12 +350,18 @@ class World:
                 "data": data,
             }
         )
-        sent = self.rpc("eth_sendRawTransaction", "0x" + bytes(signed.raw_transaction).hex())
+        self._on_the_way.append(self.rpc("eth_sendRawTransaction", "0x" + bytes(signed.raw_transaction).hex()))
+
+    def _await_transfers(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
-        while (receipt := self.rpc("eth_getTransactionReceipt", sent)) is None:
-            assert time.monotonic() < deadline, "a transfer was not mined"
-            time.sleep(0.1)
-        assert receipt["status"] == "0x1"
+        while self._on_the_way:
+            receipt = self.rpc("eth_getTransactionReceipt", self._on_the_way[0])
+            if receipt is None:
+                assert time.monotonic() < deadline, "a transfer was not mined"
+                time.sleep(0.1)
+                continue
+            assert receipt["status"] == "0x1"
+            self._on_the_way.pop(0)
 
 
 @contextmanager
