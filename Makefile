@@ -60,8 +60,10 @@ format: install ## put the sources into the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## measure; prints ratios, writes JSON
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+bench: install tools ## measure; prints ratios, writes JSON into build/
+	@mkdir -p build
+	@for name in payments gas; do echo "== $$name"; \
+	$(BIN)/python bench/$$name.py --json build/$$name.json $(ARGS) || exit 1; done
 
 dist: install ## wheels of every distribution into dist/
 	$(BIN)/python tests/dist/build_wheels.py dist

@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import re
-import signal
 import socket
 import sqlite3
 import statistics
@@ -21,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +35,8 @@ ETHER: Final = 10**18
 CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 ROW_BYTES: Final = 700
 """About what one stored channel record takes."""
+PAUSE: Final = 0.003
+"""Seconds; about how long a node sleeps between two calls while one payment after the other is made."""
 REQUEST_BYTES: Final = 180
 """About what one call of the API carries."""
 
@@ -97,13 +98,15 @@ def timed(operation: Callable[[], object], *, count: int) -> Times:
     return Times(tuple(seconds))
 
 
-async def timed_calls(call: Callable[[], Awaitable[object]], *, count: int) -> Times:
-    """`call` awaited `count` times one after the other."""
+async def timed_calls(call: Callable[[], Awaitable[object]], *, count: int, pause: float = 0) -> Times:
+    """`call` awaited `count` times one after the other, with `pause` seconds in between."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
         await call()
         seconds.append(time.perf_counter() - start)
+        if pause:
+            await asyncio.sleep(pause)
     return Times(tuple(seconds))
 
 
@@ -145,26 +148,24 @@ async def at_once(calls: Sequence[Callable[[], Awaitable[object]]], *, seconds: 
 class Process:
     """A process of the world and the port it serves on; `startup` in seconds from its start to its marker."""
 
-    popen: subprocess.Popen[str]
+    pid: int
     port: int
     startup: float
 
     @property
     def rss_mib(self) -> float:
         """Resident memory."""
-        status = Path(f"/proc/{self.popen.pid}/status")
+        status = Path(f"/proc/{self.pid}/status")
         if status.exists():
             (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
             return int(line.split()[1]) / 1024
-        shown = subprocess.run(
-            ["ps", "-o", "rss=", "-p", str(self.popen.pid)], capture_output=True, text=True, check=True
-        )
+        shown = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], capture_output=True, text=True, check=True)
         return int(shown.stdout) / 1024
 
     @property
     def cpu_seconds(self) -> float:
         """CPU time spent so far; 0 where the operating system does not tell."""
-        stat = Path(f"/proc/{self.popen.pid}/stat")
+        stat = Path(f"/proc/{self.pid}/stat")
         if not stat.exists():
             return 0.0
         fields = stat.read_text().rpartition(")")[2].split()
@@ -182,8 +183,8 @@ async def process(command: Sequence[object], *, cwd: Path, marker: re.Pattern[st
     log = cwd / f"{Path(arguments[1] if len(arguments) > 1 else arguments[0]).name}-{free_port()}.log"
     with log.open("w+", encoding="utf-8") as output:
         started = time.perf_counter()
-        popen = subprocess.Popen(
-            arguments, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+        child = await asyncio.create_subprocess_exec(
+            *arguments, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
     try:
         while True:
@@ -191,17 +192,18 @@ async def process(command: Sequence[object], *, cwd: Path, marker: re.Pattern[st
             took = time.perf_counter() - started
             if found:
                 break
-            if popen.poll() is not None or took > 60:
+            if child.returncode is not None or took > 60:
                 raise Refused(f"{' '.join(arguments)}:\n{log.read_text(encoding='utf-8')}")
             await asyncio.sleep(0.005)
-        yield Process(popen, int(found[0][1]), took)
+        yield Process(child.pid, int(found[0][1]), took)
     finally:
-        popen.send_signal(signal.SIGTERM)
+        if child.returncode is None:
+            child.terminate()
         try:
-            await asyncio.to_thread(popen.wait, 15)
-        except subprocess.TimeoutExpired:
-            popen.kill()
-            popen.wait()
+            await asyncio.wait_for(child.wait(), 15)
+        except TimeoutError:
+            child.kill()
+            await child.wait()
 
 
 def free_port() -> int:
@@ -329,6 +331,9 @@ class Floors:
     """What the parts of a payment cost by themselves, on this machine, now."""
 
     echo: Times
+    """One call after the other: client and server are always awake."""
+    paused_echo: Times
+    """With pauses as between the steps of a payment: the price of waking up is in it."""
     echo_rates: dict[int, Rate]
     sign: Times
     recover: Times
@@ -345,6 +350,7 @@ class Floors:
     def as_json(self) -> dict[str, object]:
         return {
             "grpc_echo": self.echo.as_json(),
+            "grpc_echo_paused": self.paused_echo.as_json(),
             "grpc_echo_concurrent": {str(width): rate.as_json() for width, rate in self.echo_rates.items()},
             "sign": self.sign.as_json(),
             "recover": self.recover.as_json(),
@@ -356,21 +362,24 @@ class Floors:
 async def measure_floors(directory: Path, *, widths: Sequence[int], count: int, seconds: float) -> Floors:
     """All floors; what is written goes to `directory`, where the stores of the nodes are."""
     import grpc.aio
-
     from coincurve import PrivateKey, PublicKey
 
     command = (sys.executable, Path(__file__).parent / "echo.py")
-    async with process(command, cwd=directory, marker=re.compile(r"^echo at (\d+)")) as server:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            ask: Any = channel.unary_unary("/bench.Echo/Echo")
-            request = bytes(REQUEST_BYTES)
-            await timed_calls(lambda: ask(request), count=count // 10)
-            echo = await timed_calls(lambda: ask(request), count=count)
-            rates = {width: await at_once([lambda: ask(request)] * width, seconds=seconds) for width in widths}
+    async with AsyncExitStack() as stack:
+        marker = re.compile(r"^echo at (\d+)")
+        server = await stack.enter_async_context(process(command, cwd=directory, marker=marker))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+        ask: Any = channel.unary_unary("/bench.Echo/Echo")
+        request = bytes(REQUEST_BYTES)
+        await timed_calls(lambda: ask(request), count=count // 10)
+        echo = await timed_calls(lambda: ask(request), count=count)
+        paused = await timed_calls(lambda: ask(request), count=count // 4, pause=PAUSE)
+        rates = {width: await at_once([lambda: ask(request)] * width, seconds=seconds) for width in widths}
     key, digest = PrivateKey(bytes(31) + b"\x01"), bytes(range(32))
     signature = key.sign_recoverable(digest, hasher=None)
     return Floors(
         echo=echo,
+        paused_echo=paused,
         echo_rates=rates,
         sign=timed(lambda: key.sign_recoverable(digest, hasher=None), count=count),
         recover=timed(lambda: PublicKey.from_signature_and_message(signature, digest, hasher=None), count=count),
@@ -385,8 +394,9 @@ def durable_commits(path: Path, *, count: int) -> Times:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("CREATE TABLE records (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
-        row = ("INSERT OR REPLACE INTO records VALUES (?, ?)", (bytes(32), os.urandom(ROW_BYTES)))
-        return timed(lambda: db.execute(*row), count=count)
+        put = "INSERT OR REPLACE INTO records VALUES (?, ?)"
+        rows = iter([(bytes(32), os.urandom(ROW_BYTES)) for _ in range(count)])  # an unchanged row is not written
+        return timed(lambda: db.execute(put, next(rows)), count=count)
     finally:
         db.close()
 

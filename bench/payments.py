@@ -22,8 +22,8 @@ from typing import Final
 import harness
 from harness import ROOT, Floors, Rate, Refused, Times, World
 
-sys.path.append(str(ROOT / "tests/integration"))
-from clients import Client, ClientError, Stream, Update, User  # noqa: E402
+sys.path.append(str(ROOT))
+from tests.integration.clients import Client, ClientError, Stream, Update, User
 
 WIDTHS: Final = (1, 8, 32)
 BALANCE: Final = "1"
@@ -163,6 +163,7 @@ class Results:
         ratios: dict[str, float] = {
             "payment_p50_to_floor": round(self.serial.p50 / floors.payment, 2),
             "payment_p50_to_grpc_echo": round(self.serial.p50 / floors.echo.p50, 2),
+            "payment_p50_to_grpc_echo_paused": round(self.serial.p50 / floors.paused_echo.p50, 2),
             "payment_p50_to_sign": round(self.serial.p50 / floors.sign.p50, 1),
             "payment_p50_to_recover": round(self.serial.p50 / floors.recover.p50, 1),
             "payment_p50_to_sqlite_commit": round(self.serial.p50 / floors.commit.p50, 2),
@@ -196,6 +197,7 @@ class Results:
         yield f"{'':<34}{'p50 ms':>10}{'p99 ms':>10}{'payment / this':>16}"
         yield row("payment, serial", serial)
         yield row("floor: gRPC echo", floors.echo, serial)
+        yield row("floor: gRPC echo after a pause", floors.paused_echo, serial)
         yield row("floor: sign", floors.sign, serial)
         yield row("floor: recover", floors.recover, serial)
         yield row("floor: durable SQLite commit", floors.commit, serial)
@@ -276,9 +278,11 @@ def main() -> int:
     scratch.mkdir(exist_ok=True)
     plan = QUICK_PLAN if arguments.quick else FULL_PLAN
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as directory:
-            with asyncio.Runner(loop_factory=harness.event_loop) as runner:
-                results = runner.run(measure(Path(directory), plan, chain=arguments.chain))
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-", dir=scratch) as directory,
+            asyncio.Runner(loop_factory=harness.event_loop) as runner,
+        ):
+            results = runner.run(measure(Path(directory), plan, chain=arguments.chain))
     except Refused as error:
         print(f"not measured: {error}", file=sys.stderr)
         return 2

@@ -54,10 +54,6 @@ class Outside(Protocol):
         """Our participant's signature. Raises: KeyManagerError."""
         ...
 
-    def state_hash(self, effect: RequestSignature) -> Bytes32:
-        """Hash of the state to sign."""
-        ...
-
     async def connect(self, peer: Address) -> None:
         """Raises: CommError."""
         ...
@@ -170,14 +166,17 @@ class Runner(Generic[E]):
 
     async def offer(self, event: E) -> None:
         """Queue an event of the peer, waiting while the inbox is full."""
-        await self._inbox.put(lambda: self.handle(event))
+        if not self.broken:
+            await self._inbox.put(lambda: self.handle(event))
 
     def post(self, event: E) -> None:
         """Queue an event of our own side; never waits, never lost while the runner lives."""
         self.call(lambda: self.handle(event))
 
     def call(self, work: Callable[[], Effects]) -> None:
-        """Queue something that leads to effects."""
+        """Queue something that leads to effects; without effect once the conversation is broken."""
+        if self.broken:
+            return
         try:
             self._inbox.put_nowait(work)
         except asyncio.QueueFull:
@@ -213,6 +212,8 @@ class Runner(Generic[E]):
     def _break(self, problem: str) -> None:
         log.error("%s: stopped: %s", self.name, problem)
         self.broken = True
+        while not self._inbox.empty():  # whoever waits for room must not wait for ever
+            self._inbox.get_nowait()
         self.requests.fail_all_of(self, UnknownInternal(f"channel stopped: {problem}"))
         self.on_broken(problem)
 
@@ -235,8 +236,8 @@ class Runner(Generic[E]):
             case Persist(record):
                 await self._outside.persist(effect)
                 self.on_persisted(record)
-            case RequestSignature():
-                return Signed(await self._outside.sign(self._outside.state_hash(effect)))
+            case RequestSignature(_, digest):
+                return Signed(await self._outside.sign(digest))
             case Send(message):
                 try:
                     await self._outside.send(self.peer, message)

@@ -17,7 +17,6 @@ from ..durations import Duration
 from ..errors import (
     AliasTaken,
     ApiError,
-    ChainError,
     CommError,
     FailedPrecondition,
     IDProviderError,
@@ -31,7 +30,6 @@ from ..errors import (
     ResourceExists,
     ResourceNotFound,
     RuleViolated,
-    StoreError,
     UnknownInternal,
     UserResponseTimedOut,
 )
@@ -41,13 +39,12 @@ from ..ports.comm import Comm
 from ..ports.idprovider import OWN_ALIAS, IDProvider, PeerID
 from ..ports.keymgr import KeyManager
 from ..ports.policy import Policy, ProposalView, Verdict
-from ..ports.store import Put, PutNew, Store, Table
+from ..ports.store import PutNew, Store, Table
 from ..profile import Profile
 from ..protocol.base import ChannelTerms
 from ..protocol.channel import Channel
-from ..protocol.effects import Persist, Publish, RequestSignature
+from ..protocol.effects import Persist
 from ..protocol.events import (
-    ChainRegistered,
     Event,
     PeerAccepted,
     PeerAcceptedProposal,
@@ -81,6 +78,7 @@ from .opening import LiveOpening
 from .peers import PeerHub
 from .runner import Requests
 from .subscriptions import Feed, Reader
+from .watcher import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +95,6 @@ REMEMBERED_PROPOSALS: Final = 4096
 """Proposal IDs of peers that are recognised when they come again (O-11)."""
 SYNC_INTERVAL: Final = 1.0
 """Seconds between two sync messages of one channel that are looked at (PROTOCOL.md 7.4.1)."""
-WATCH_RETRY: Final = 1.0
-"""Seconds before a broken event feed is opened again."""
-CURSOR_EVERY: Final = 16
-"""Blocks without events after which the cursor is stored again."""
 
 
 class SessionParts(Struct, frozen=True):
@@ -142,6 +136,7 @@ class Session:
     """One open session; `close` makes it a closed one, of which nothing but the ID is left."""
 
     store: Store
+    _watcher: Watcher
 
     def __init__(self, parts: SessionParts) -> None:
         self.id = parts.id
@@ -190,6 +185,7 @@ class Session:
 
         Raises: StoreError.
         """
+        self._watcher = Watcher(self.parts.chain, self.store, self.parts.adjudicator)
         records = []
         after: bytes | None = None
         while page := await self.store.scan(Table.CHANNELS, after=after):
@@ -202,8 +198,11 @@ class Session:
             live = self._live(machine, await self._view(record))
             if record.phase is not Phase.ACTING:
                 log.warning("channel %s was restored in phase %s and goes on by itself", live.name, record.phase)
+            if record.phase is not Phase.OPENING:
+                self._watcher.publish(record.params, record.current, live.post)
             live.start(machine.resume)
-        self._spawn(self._watch())
+        self._spawn(self._watcher.run())
+        self._spawn(self._look_at_disputes())
         self._serving.set()
         return tuple(live.info() for live in self._channels.values() if live.is_open)
 
@@ -258,7 +257,7 @@ class Session:
             outside=self,
             requests=self._requests,
             steps=steps,
-            publish=self._on_publish,
+            publish=lambda effect: self._watcher.publish(record.params, effect.tx, live.post),
             clock=parts.clock,
             response_timeout=parts.response_timeout.seconds,
             policy=parts.policy,
@@ -267,11 +266,14 @@ class Session:
         self._channels[record.channel_id] = live
         return live
 
-    def _on_publish(self, effect: Publish) -> None:
-        """The watch task looks channels up by ID; what it needs is the machine's own record."""
+    async def _look_at_disputes(self) -> None:
+        """What happened on chain while we were away, beside what the event feed will say."""
+        for channel_id in tuple(self._channels):
+            await self._watcher.look(channel_id)
 
     def _on_archived(self, live: LiveChannel) -> None:
         log.info("%s: closed and archived", live.name)
+        self._watcher.forget(live.snapshot.channel_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -281,6 +283,13 @@ class Session:
     async def _end(self) -> None:
         """Stop everything and release every backend."""
         self.closed = True
+        absence = self._watcher.must_be_back_within()
+        if absence is not None:
+            log.warning(
+                "session of %s: channels stay open; be back within %d s, so that an outdated state can be refuted",
+                self.parts.off_chain.checksum,
+                absence,
+            )
         self._proposal_feed.end()
         for live in self._channels.values():
             live.feed.end()
@@ -311,9 +320,6 @@ class Session:
 
     async def sign(self, state_hash: Bytes32) -> Sig:
         return await self.parts.keys.sign_message(self.parts.off_chain, state_hash)
-
-    def state_hash(self, effect: RequestSignature) -> Bytes32:
-        return self.parts.profile.state_hash(effect.state)
 
     async def connect(self, peer: Address) -> None:
         try:
@@ -586,36 +592,6 @@ class Session:
         self._requests.hand_over(opening.request, live)
         live.start(machine.start_funding)
 
-    # ---- watching ---------------------------------------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        """Tell channels what the adjudicator says about them, from the stored cursor on, for as long as we live."""
-        key = bytes(self.parts.adjudicator)
-        stored = await self.store.get(Table.CURSORS, key)
-        cursor = None if stored is None else int.from_bytes(stored, "big")
-        while True:
-            try:
-                cursor = await self._follow(cursor)
-            except ChainError as error:
-                log.warning("chain events: %s; trying again", error)
-            except StoreError as error:
-                log.error("chain events: the cursor cannot be stored: %s", error)
-            await asyncio.sleep(WATCH_RETRY)
-
-    async def _follow(self, cursor: int | None) -> int | None:
-        store, key, written = self.store, bytes(self.parts.adjudicator), cursor or 0
-        async for batch in self.parts.chain.events(cursor):
-            for event in batch.events:
-                live = self._channels.get(event.channel_id)
-                if live is not None and not live.is_withdrawn:
-                    # Decisions rest on what the contract stores now, not on what the event or its calldata said.
-                    live.post(ChainRegistered(await self.parts.chain.dispute(event.channel_id)))
-            cursor = batch.cursor
-            if batch.events or cursor >= written + CURSOR_EVERY:
-                await store.commit((_cursor(key, cursor),))
-                written = cursor
-        return cursor
-
     # ---- ports.api.SessionAPI ---------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -884,10 +860,6 @@ def _opening_amount(text: str, currency: Currency) -> int:
         return parse_amount(text, currency.decimals, zero=True)
     except ValueError as error:
         raise InvalidArgument("amount", text, f"invalid amount: {error}") from error
-
-
-def _cursor(key: bytes, cursor: int) -> Put:
-    return Put(Table.CURSORS, key, cursor.to_bytes(8, "big"))
 
 
 class ClosedSession:

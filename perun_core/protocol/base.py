@@ -15,11 +15,13 @@ from ..ports.app import App
 from ..profile import Profile
 from ..values import Bytes32, Sig
 from ..wire.messages import Update
-from .effects import Effects, Fail, Persist, Reply
+from .effects import Effects, Fail, Persist, Reply, RequestSignature
 from .events import UserClosed, UserPaid
-from .records import ChannelRecord
+from .records import ChannelRecord, Signing
 
 CLOSED_CHANNEL: Final = "action not allowed on a closed channel"
+KNOWN_HASHES: Final = 4
+"""Newest states whose hashes are kept: an update is looked at several times until it is signed by both."""
 
 
 class ChannelTerms(Struct, frozen=True):
@@ -61,6 +63,7 @@ class ChannelBase:
         self._heal_pause = terms.heal_delay
         self._settle_pause = terms.settle_delay
         self._told_closed = False
+        self._hashes: deque[tuple[State, Bytes32]] = deque(maxlen=KNOWN_HASHES)
 
     # ---- reads ----------------------------------------------------------------------------------------------------
 
@@ -102,8 +105,21 @@ class ChannelBase:
     def _persist(self) -> Persist:
         return Persist(self.record)
 
+    def _sign(self, state: State) -> RequestSignature:
+        return RequestSignature(state, self._hash(state))
+
+    def _persist_and_sign(self, state: State) -> tuple[Persist, RequestSignature]:
+        """Mark `state` as signed, then sign it."""
+        request = self._sign(state)
+        return Persist(self.record, signing=Signing(state.version, request.digest)), request
+
     def _hash(self, state: State) -> Bytes32:
-        return self.terms.profile.state_hash(state)
+        for known, digest in self._hashes:
+            if known == state:
+                return digest
+        digest = self.terms.profile.state_hash(state)
+        self._hashes.appendleft((state, digest))
+        return digest
 
     def _verify_peer(self, state: State, sig: Sig) -> None:
         """U-10. Raises: RuleViolated."""

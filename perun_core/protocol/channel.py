@@ -11,7 +11,7 @@ from typing import Final
 
 from ..channel import Phase
 from ..errors import RuleViolated
-from .effects import Effects, FundChannel, Persist, Publish, RequestSignature, SetTimer, SubmitTx, Timer
+from .effects import Effects, FundChannel, Persist, Publish, SetTimer, SubmitTx, Timer
 from .events import (
     ChainConcluded,
     ChainFailed,
@@ -59,7 +59,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
     P.FUNDING: {
         ChainFunded: _to(P.ACTING, P.DECIDING),
         ChainFailed: _to(P.REGISTERING, P.WITHDRAWN),
-        ChainRegistered: _to(P.REGISTERED, P.REGISTERING, P.WITHDRAWING),
+        ChainRegistered: _to(P.REGISTERED, P.WITHDRAWING),
         ChainConcluded: _to(P.WITHDRAWING),
         UserPaid: _to(),
         UserClosed: _to(),
@@ -157,6 +157,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
     P.WITHDRAWN: {
         **_SETTLING_ROW,
         ChainRegistered: _to(),
+        ChainConcluded: _to(),
     },
 }
 """Phase → event → phases it may lead to; staying in the phase is always allowed."""
@@ -257,10 +258,10 @@ class Channel(Settling):
                 self._move(Phase.UNKNOWN)
                 assert record.staged is not None
                 heal = SetTimer(Timer.HEAL, self.terms.heal_delay)
-                return (*publish, self._persist(), RequestSignature(record.staged.state), heal)
+                return (*publish, self._persist(), self._sign(record.staged.state), heal)
             case Phase.ACCEPTING:
                 assert record.staged is not None
-                return (*publish, RequestSignature(record.staged.state))
+                return (*publish, self._sign(record.staged.state))
             case Phase.FINAL:
                 return (*publish, *self._settle_final())
             case Phase.WITHDRAWN:

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from ..channel import Params, State, Transaction
 from ..errors import ApiError
+from ..values import Bytes32
 from ..wire.messages import Message
-from .records import ChannelRecord
+from .records import ChannelRecord, Signing
 
 
 class Timer(StrEnum):
@@ -33,13 +34,13 @@ class Timer(StrEnum):
 class Persist(Struct, frozen=True):
     """Make `record` durable before anything that follows happens.
 
-    `signing`: a state we are about to sign; its mark goes into the signing guard in the same batch, which is refused
+    `signing`: the state we are about to sign; its mark goes into the signing guard in the same batch, which is refused
     when another state of that version was marked under the same candidate number (PROTOCOL.md 6.3, 7.3.5).
     `claim`: refuse when the channel ID was ever used (O-16). `archive`: move the record to the archive.
     """
 
     record: ChannelRecord
-    signing: State | None = None
+    signing: Signing | None = None
     claim: bool = False
     archive: bool = False
 
@@ -48,6 +49,8 @@ class RequestSignature(Struct, frozen=True):
     """Sign `state` with our participant key; brings back `Signed`. Always after the `Persist` that marks it."""
 
     state: State
+    digest: Bytes32
+    """Hash of `state`."""
 
 
 class Connect(Struct, frozen=True):

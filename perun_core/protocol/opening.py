@@ -34,7 +34,7 @@ from .events import (
     TimerFired,
 )
 from .proposal_rules import check_acceptance
-from .records import ChannelRecord
+from .records import ChannelRecord, Signing
 
 
 class Stage(StrEnum):
@@ -208,7 +208,8 @@ class Opening:
             phase=Phase.OPENING,
             current=Transaction(state, (None, None)),
         )
-        return Persist(self.record, signing=state, claim=True), RequestSignature(state)
+        digest = terms.profile.state_hash(state)
+        return Persist(self.record, signing=Signing(0, digest), claim=True), RequestSignature(state, digest)
 
     def _on_signed(self, sig: Sig) -> Effects:
         assert self.record is not None

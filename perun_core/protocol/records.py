@@ -80,6 +80,14 @@ class _Stored(Struct, frozen=True, array_like=True):
     concluded_version: int | None
 
 
+class Signing(Struct, frozen=True):
+    """A state we are about to sign, as the signing guard knows it."""
+
+    version: int
+    digest: Bytes32
+    """Hash of the state, the very one that is signed afterwards."""
+
+
 class RecordCodec:
     """Turns records into store operations and back, with the formats of one profile."""
 
@@ -169,7 +177,7 @@ class RecordCodec:
             raise StoreBroken(f"channel record {key.hex()} is damaged: {error}") from error
 
     def operations(
-        self, record: ChannelRecord, *, signing: State | None = None, claim: bool = False, archive: bool = False
+        self, record: ChannelRecord, *, signing: Signing | None = None, claim: bool = False, archive: bool = False
     ) -> tuple[Op, ...]:
         """One atomic batch that stores `record` and, when asked, marks a state as signed, claims the ID or archives."""
         key, value = bytes(record.channel_id), self.encode(record)
@@ -177,7 +185,7 @@ class RecordCodec:
         if claim:
             ops.append(PutNew(Table.USED, key, record.sequence.to_bytes(8, "big")))
         if signing is not None:
-            digest = self._profile.state_hash(signing)
+            digest = signing.digest
             number = record.candidates.index(digest) if digest in record.candidates else len(record.candidates)
             ops.append(PutNew(Table.SIGNED, guard_key(record.channel_id, signing.version, number), bytes(digest)))
         elif (tx := record.current.state) is not None and record.staged is None and tx.version:

@@ -27,11 +27,9 @@ from .effects import (
     Effects,
     Fail,
     Notify,
-    Persist,
     Publish,
     QuestionWithdrawn,
     Reply,
-    RequestSignature,
     Send,
     SetTimer,
     Timer,
@@ -153,7 +151,7 @@ class Updating(ChannelBase):
         else:
             self._own_request = intent.request
         self.record = replace(self.record, phase=Phase.SIGNING, staged=Staged(state, ours=True))
-        return Persist(self.record, signing=state), RequestSignature(state)
+        return self._persist_and_sign(state)
 
     def _close_without_peer(self, intent: UserClosed) -> Effects:
         self._closers.append(intent.request)
@@ -273,7 +271,7 @@ class Updating(ChannelBase):
         assert staged is not None
         timer = SetTimer(Timer.HEAL, self._heal_pause)
         if self._own_sig is None:
-            return RequestSignature(staged.state), timer
+            return self._sign(staged.state), timer
         return Send(Update(staged.state, self.record.own_index, self._own_sig)), timer
 
     def _on_heal_timeout(self) -> Effects:
@@ -380,11 +378,7 @@ class Updating(ChannelBase):
         self.record = replace(
             self.record, phase=Phase.ACCEPTING, staged=Staged(update.state, ours=False, peer_sig=update.sig)
         )
-        return (
-            CancelTimer(Timer.EXPIRY),
-            Persist(self.record, signing=update.state),
-            RequestSignature(update.state),
-        )
+        return (CancelTimer(Timer.EXPIRY), *self._persist_and_sign(update.state))
 
     def _on_user_rejected(self, event: UserRejected) -> Effects:
         if self._question is None or self._question.state.version != event.version:
