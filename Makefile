@@ -16,7 +16,7 @@ endif
 export ANVIL
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools demo test unit check format bench dist acceptance clean
+.PHONY: help install tools geth demo test unit check format bench dist acceptance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ install: $(VENV)/.installed ## everything into .venv, from the hashed lock; noth
 
 tools: install ## solc and anvil, from the npm lock
 	$(BIN)/python tools/fetch_node_tools.py
+
+geth: install ## the geth chain node, where a Go toolchain exists; tests use it when it is there
+	$(BIN)/python tools/build_geth.py
 
 demo: install ## two nodes on an embedded chain open a channel, pay and settle
 	$(BIN)/perunnode demo $(ARGS)
@@ -62,8 +65,8 @@ format: install ## put the sources into the agreed form
 
 bench: install tools ## measure; prints ratios, writes JSON into build/
 	@mkdir -p build
-	@for name in payments gas; do echo "== $$name"; \
-	$(BIN)/python bench/$$name.py --json build/$$name.json $(ARGS) || exit 1; done
+	$(BIN)/python bench/payments.py --json build/payments.json $(ARGS)
+	$(BIN)/python bench/gas.py --json build/gas.json
 
 dist: install ## wheels of every distribution into dist/
 	$(BIN)/python tests/dist/build_wheels.py dist

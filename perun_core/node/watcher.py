@@ -44,6 +44,7 @@ class Watcher:
         self._chain = chain
         self._store = store
         self._cursor_key = bytes(adjudicator)
+        self._cursor: int | None = None
         self._channels: dict[ChannelID, Watched] = {}
         self._refuting: dict[ChannelID, asyncio.Task[None]] = {}
 
@@ -66,11 +67,11 @@ class Watcher:
     async def run(self) -> None:
         """Follow the adjudicator's events from the stored cursor on, until cancelled."""
         stored = await self._store.get(Table.CURSORS, self._cursor_key)
-        cursor = None if stored is None else int.from_bytes(stored, "big")
+        self._cursor = None if stored is None else int.from_bytes(stored, "big")
         try:
             while True:
                 try:
-                    cursor = await self._follow(cursor)
+                    await self._follow()
                 except ChainError as error:
                     log.warning("chain events: %s; trying again", error)
                 except StoreError as error:
@@ -96,16 +97,19 @@ class Watcher:
         if dispute.registered:
             self._judge(channel_id, watched, dispute)
 
-    async def _follow(self, cursor: int | None) -> int | None:
-        written = cursor or 0
-        async for batch in self._chain.events(cursor):
+    async def _follow(self) -> None:
+        """Process batches until the feed ends or breaks; what was processed is remembered over that.
+
+        The first cursor is stored at once: from then on nothing that happens while nobody watches is missed.
+        """
+        written = self._cursor
+        async for batch in self._chain.events(self._cursor):
             for event in batch.events:
                 await self._on_event(event)
-            cursor = batch.cursor
-            if batch.events or cursor >= written + CURSOR_EVERY:
-                await self._store.commit((Put(Table.CURSORS, self._cursor_key, cursor.to_bytes(8, "big")),))
-                written = cursor
-        return cursor
+            self._cursor = batch.cursor
+            if batch.events or written is None or batch.cursor >= written + CURSOR_EVERY:
+                await self._store.commit((Put(Table.CURSORS, self._cursor_key, batch.cursor.to_bytes(8, "big")),))
+                written = batch.cursor
 
     async def _on_event(self, event: ChannelEvent) -> None:
         watched = self._channels.get(event.channel_id)

@@ -17,6 +17,7 @@ from .conftest import InstalledWheels
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("run", "generate", "plugins", "version", "devchain", "contracts", "demo")
 PLUGINS = {path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml")}
 
 
@@ -98,4 +99,4 @@ def test_an_installed_node_has_its_commands(installed_wheels: InstalledWheels, t
     assert installed_wheels.run("perunnode", "generate", cwd=tmp_path).returncode == 0
     assert (tmp_path / "node.yaml").is_file()
     usage = installed_wheels.run("perunnode", "--help", cwd=tmp_path).stdout
-    assert all(f"\n  {command}" in usage for command in ("run", "generate", "plugins", "version"))
+    assert all(f"\n  {command}" in usage for command in COMMANDS)

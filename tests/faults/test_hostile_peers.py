@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,16 +92,12 @@ async def connection(person: Person) -> AsyncIterator[tuple[asyncio.StreamReader
         yield reader, writer
     finally:
         writer.close()
-        try:
+        with suppress(ConnectionError):
             await writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 @asynccontextmanager
-async def shaken(
-    person: Person, stranger: Address
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def shaken(person: Person, stranger: Address) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection after a good handshake as `stranger`."""
     envelope = PROFILE.encode(hello(stranger, Address.parse(person.off_chain)))
     async with connection(person) as (reader, writer):

@@ -43,7 +43,11 @@ DEFECTS: dict[str, tuple[Defect, str, str | None]] = {
     "S4 off-chain address": (lambda p: {"user__offchainaddr": "invalid-addr"}, "offChainAddr", "invalid-addr"),
     "S4 no such off-chain key": (lambda p: _unused_key(p, "offchain"), "offChainWallet", None),
     "S5 on-chain password": (lambda p: {"user__onchainwallet__password": "no-such"}, "onChainWallet", None),
-    "S5 on-chain key store": (lambda p: {"user__onchainwallet__keystorepath": "no/such"}, "onChainWallet", "no/such, ***"),
+    "S5 on-chain key store": (
+        lambda p: {"user__onchainwallet__keystorepath": "no/such"},
+        "onChainWallet",
+        "no/such, ***",
+    ),
     "S6 off-chain password": (lambda p: {"user__offchainwallet__password": "no-such"}, "offChainWallet", None),
     "S6 off-chain key store": (
         lambda p: {"user__offchainwallet__keystorepath": "no/such"},

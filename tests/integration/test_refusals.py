@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 import pytest
 
 from tests.integration.clients import ClientError, User
-from tests.integration.world import ETHER, Party, open_channel, pay, refused, until
+from tests.integration.world import ETHER, Party, open_channel, pay, refused, until, until_past
 
 ONE_EACH = {"ETH": ("1", "1")}
 
@@ -26,9 +26,7 @@ async def failure(call: Awaitable[object]) -> ClientError:
 
 async def test_a_refused_proposal_leaves_nothing_behind_and_may_be_made_again(party: Party) -> None:
     alice, bob = await party.two()
-    error, answer = await asyncio.gather(
-        failure(alice.propose("bob", ONE_EACH)), bob.answer_proposal(accept=False)
-    )
+    error, answer = await asyncio.gather(failure(alice.propose("bob", ONE_EACH)), bob.answer_proposal(accept=False))
     refused(error, 102, {"peerAlias": "bob", "reason": "rejected by user"})
     assert "proposing channel" in error.message
     assert answer.id == "" and await alice.client.channels(alice.session) == ()
@@ -92,8 +90,7 @@ async def test_a_proposal_nobody_answers_times_out_and_a_late_answer_is_told_so(
     asked = asyncio.ensure_future(failure(alice.propose("bob", ONE_EACH)))
     proposal = await proposals.next()
     assert proposal.balances == ONE_EACH and proposal.parts == ("alice", "self")
-    while await bob.client.time() <= proposal.expiry:
-        await asyncio.sleep(0.2)
+    await until_past(bob.client, proposal.expiry)
     late = await failure(bob.client.respond_proposal(bob.session, proposal.id, accept=True))
     refused(late, 104, {"expiry": proposal.expiry})
     received_at = late.info["receivedAt"]
@@ -149,9 +146,7 @@ async def test_refused_payments_and_requests_change_nothing(party: Party) -> Non
         [("ETH", "self", "0.5")],
         [("ETH", "bob", "0.5"), ("PRN", "self", "5")],
     ):
-        error, _ = await asyncio.gather(
-            failure(alice.pay(channel, payments)), bob.answer_update(channel, accept=False)
-        )
+        error, _ = await asyncio.gather(failure(alice.pay(channel, payments)), bob.answer_update(channel, accept=False))
         refused(error, 102, {"peerAlias": "bob", "reason": "rejected by user"})
         assert await alice.info(channel) == start
     agreed = await pay(bob, alice, channel, ("ETH", "alice", "1"), ("PRN", "self", "0.000000000000000001"))
@@ -179,8 +174,7 @@ async def test_a_payment_nobody_answers_times_out_and_the_channel_goes_on(party:
     updates = await bob.client.updates(bob.session, channel)
     paying = asyncio.ensure_future(failure(alice.pay(channel, [("ETH", "bob", "0.5")])))
     update = await updates.next()
-    while await bob.client.time() <= update.expiry:
-        await asyncio.sleep(0.2)
+    await until_past(bob.client, update.expiry)
     late = await failure(bob.client.respond_update(bob.session, channel, update.id, accept=True))
     refused(late, 104, {"expiry": update.expiry})
     again = await failure(bob.client.respond_update(bob.session, channel, update.id, accept=True))

@@ -101,9 +101,11 @@ async def test_a_node_killed_between_two_answers_heals_with_its_peer(party: Part
     world.nodes[0].start()
     again = await party.join(people[0], 0)
     theirs = await bob.info(channel)
-    async with asyncio.timeout(20):
-        while (await again.info(channel)) != theirs._replace(parts=("self", "bob")):
-            await asyncio.sleep(0.2)
+
+    async def agreed() -> bool:
+        return await again.info(channel) == theirs._replace(parts=("self", "bob"))
+
+    await until(agreed)
     agreed = await pay(again, bob, channel, ("ETH", "bob", "0.125"))
     assert agreed.balances == {"ETH": ("0.375", "1.625")}
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -178,9 +178,11 @@ class World:
     """One chain and the nodes on it."""
 
     kind: str
-    """``embedded`` or ``anvil``."""
+    """``embedded`` or ``anvil``, of which `start_chain` runs one; or what runs already at `url`, for example ``geth``."""
     home: Path
     url: str = ""
+    http: str = ""
+    """Where the chain answers over HTTP, if that is another port than that of `url`."""
     contracts: dict[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
@@ -197,6 +199,17 @@ class World:
 
     def start_chain(self) -> None:
         """A fresh chain with the test accounts funded and the contracts deployed, test token included."""
+        if not self.url:
+            self._run_chain()
+        key_file = self.home / "deployer.key"
+        key_file.write_text(DEPLOYER.key)
+        arguments = command("contracts", "deploy", "--chain", self.url, "--key-file", key_file)
+        arguments += ["--test-token", "--json"]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+        self.contracts = json.loads(done.stdout)
+
+    def _run_chain(self) -> None:
         port = next(self.free_ports)
         self.url = f"ws://127.0.0.1:{port}"
         if self.kind == "anvil":
@@ -207,12 +220,6 @@ class World:
                 self.rpc("anvil_setBalance", account.address, hex(1000 * ETHER))
         else:
             self.run("chain", command("devchain", "--port", port)).wait_for("devchain: serving chain")
-        key_file = self.home / "deployer.key"
-        key_file.write_text(DEPLOYER.key)
-        arguments = command("contracts", "deploy", "--chain", self.url, "--key-file", key_file, "--test-token", "--json")
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=90, check=False)
-        assert done.returncode == 0, done.stderr
-        self.contracts = json.loads(done.stdout)
 
     def node(self, name: str, **changes: object) -> Node:
         """A configured node that does not run yet."""
@@ -319,7 +326,7 @@ class World:
     def rpc(self, method: str, *params: object) -> Any:
         """Result of a JSON-RPC call."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-        url = self.url.replace("ws://", "http://")
+        url = self.http or self.url.replace("ws://", "http://")
         request = urllib.request.Request(url, body, {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=20) as response:
             answer = json.load(response)
@@ -365,10 +372,10 @@ class World:
 
 
 @contextmanager
-def running_world(kind: str, home: Path, *, nodes: int) -> Iterator[World]:
-    """A world with its chain and `nodes` nodes running."""
+def running_world(kind: str, home: Path, *, nodes: int, url: str = "", http: str = "") -> Iterator[World]:
+    """A world with its chain and `nodes` nodes running. `url` and `http` as in `World`."""
     with ExitStack() as stack:
-        world = World(kind, home)
+        world = World(kind, home, url, http)
         stack.callback(world.stop)
         world.start_chain()
         launched = [world.node(f"node{number}") for number in range(1, nodes + 1)]
@@ -431,7 +438,9 @@ async def gathering(world: World) -> AsyncIterator[Party]:
 # ---- stories two users tell ------------------------------------------------------------------------------------------
 
 
-async def open_channel(proposer: User, responder: User, balances: Balances, *, peer: str = "bob", duration: int = 10) -> str:
+async def open_channel(
+    proposer: User, responder: User, balances: Balances, *, peer: str = "bob", duration: int = 10
+) -> str:
     """Propose and accept; the channel's ID on both sides."""
     opened, accepted = await asyncio.gather(
         proposer.propose(peer, balances, duration), responder.answer_proposal(accept=True)
@@ -453,11 +462,23 @@ async def settle(closer: User, other: User, channel: str) -> tuple[Channel, Chan
     return closed, agreed
 
 
-async def until(condition: Callable[[], bool], timeout: float = 60) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout: float = 60) -> None:
     """Wait for a fact about the outside world, looking five times a second. Raises: TimeoutError."""
     async with asyncio.timeout(timeout):
-        while not condition():
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
             await asyncio.sleep(0.2)
+
+
+async def until_past(client: Client, expiry: int) -> None:
+    """Until an answer counts as late by the node's clock."""
+
+    async def is_past() -> bool:
+        return await client.time() > expiry
+
+    await until(is_past)
 
 
 def refused(error: ClientError, code: int, info: Mapping[str, object] | None = None) -> None:

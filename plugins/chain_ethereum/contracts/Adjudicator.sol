@@ -81,19 +81,17 @@ contract Adjudicator {
             require(block.timestamp < dispute.timeout, "timeout passed");
         }
         require(params.app != address(0), "must have app");
-        require(actorIdx < params.participants.length, "actorIdx out of range");
-        require(id == params.id(), "invalid params");
+        (bytes32 expected, address[] calldata participants) = params.identify();
+        require(actorIdx < participants.length, "actorIdx out of range");
+        require(id == expected, "invalid params");
         require(dispute.stateHash == stateOld.hash(), "wrong old state");
         bytes32 hash = state.hash();
-        require(
-            Signature.recover(Signature.digest(hash), sig) == params.participants[actorIdx],
-            "invalid signature"
-        );
+        require(Signature.recover(Signature.digest(hash), sig) == participants[actorIdx], "invalid signature");
         unchecked {
             require(state.version == stateOld.version + 1, "version must increment by one");
         }
         require(!stateOld.isFinal, "cannot progress from final state");
-        Rules.requirePreserved(stateOld.outcome, state.outcome, params.participants.length);
+        Rules.requirePreserved(stateOld.outcome, state.outcome, participants.length);
         App(params.app).validTransition(params, stateOld, state, actorIdx);
         uint64 duration = uint64(params.challengeDuration);
         _write(id, params, state, Phase.FORCEEXEC, _deadline(duration, state.isFinal), hash);
@@ -110,16 +108,18 @@ contract Adjudicator {
         Channel.State[] calldata subStates
     ) external {
         require(params.ledgerChannel, "not ledger");
-        bytes32 id = params.id();
+        (bytes32 id, address[] calldata participants) = params.identify();
         require(state.channelID == id, "invalid params");
         require(!_conclude(state, id), "channel already concluded");
-        if (state.outcome.locked.length == 0) {
-            _payOut(id, params.participants, state.outcome);
+        Channel.Allocation calldata outcome = state.outcome;
+        if (outcome.locked.length == 0) {
+            _payOut(id, participants, outcome);
             return;
         }
-        (uint256[][] memory outcome, ) = _concludeTree(state, subStates, 0, state.outcome.assets.length);
-        for (uint256 a = 0; a < outcome.length; ++a) {
-            OutcomeReceiver(state.outcome.assets[a]).setOutcome(id, params.participants, outcome[a]);
+        address[] calldata assets = outcome.assets;
+        (uint256[][] memory merged, ) = _concludeTree(outcome, subStates, 0, assets.length);
+        for (uint256 a = 0; a < merged.length; ++a) {
+            OutcomeReceiver(assets[a]).setOutcome(id, participants, merged[a]);
         }
     }
 
@@ -131,21 +131,23 @@ contract Adjudicator {
     ) external {
         require(params.ledgerChannel, "not ledger");
         require(state.isFinal, "state not final");
-        require(state.outcome.locked.length == 0, "cannot have sub-channels");
-        bytes32 id = params.id();
+        Channel.Allocation calldata outcome = state.outcome;
+        require(outcome.locked.length == 0, "cannot have sub-channels");
+        (bytes32 id, address[] calldata participants) = params.identify();
         require(state.channelID == id, "invalid params");
         bytes32 hash = state.hash();
-        Rules.requireSigned(params.participants, hash, sigs);
+        Rules.requireSigned(participants, hash, sigs);
         // An unregistered channel is in phase DISPUTE, so the phase alone decides.
         require(disputes[id].phase != uint8(Phase.CONCLUDED), "channel already concluded");
-        Rules.requireShape(params.participants.length, state.outcome);
+        Rules.requireShape(participants.length, outcome);
         _write(id, params, state, Phase.CONCLUDED, uint64(block.timestamp), hash);
-        _payOut(id, params.participants, state.outcome);
+        _payOut(id, participants, outcome);
     }
 
     /// @notice The channel ID of `params`.
     function channelID(Channel.Params calldata params) external pure returns (bytes32) {
-        return params.id();
+        (bytes32 id, ) = params.identify();
+        return id;
     }
 
     /// @notice The hash of `state`.
@@ -162,10 +164,9 @@ contract Adjudicator {
         Channel.SignedState[] calldata subChannels,
         uint256 next
     ) private returns (uint256[] memory accumulated, uint256 nextOut) {
-        _registerOne(channel.params, channel.state, channel.sigs);
-
         Channel.Allocation calldata outcome = channel.state.outcome;
-        Rules.requireShape(channel.params.participants.length, outcome);
+        uint256 participants = _registerOne(channel.params, channel.state, channel.sigs);
+        Rules.requireShape(participants, outcome);
         accumulated = Rules.totals(outcome.balances);
 
         Channel.SubAlloc[] calldata locked = outcome.locked;
@@ -184,15 +185,16 @@ contract Adjudicator {
 
     /// @dev Checks one signed state against its channel and against what is registered, and writes it unless it is
     /// the registered one already.
+    /// @return The number of participants.
     function _registerOne(
         Channel.Params calldata params,
         Channel.State calldata state,
         bytes[] calldata sigs
-    ) private {
-        bytes32 id = params.id();
+    ) private returns (uint256) {
+        (bytes32 id, address[] calldata participants) = params.identify();
         require(state.channelID == id, "invalid params");
         bytes32 hash = state.hash();
-        Rules.requireSigned(params.participants, hash, sigs);
+        Rules.requireSigned(participants, hash, sigs);
         if (params.virtualChannel) {
             require(params.app == address(0), "cannot have app");
             require(state.outcome.locked.length == 0, "cannot have locked funds");
@@ -200,7 +202,7 @@ contract Adjudicator {
 
         bytes32 registered = disputes[id].stateHash;
         if (registered == hash) {
-            return;
+            return participants.length;
         }
         uint64 timeout;
         if (registered == 0) {
@@ -214,6 +216,7 @@ contract Adjudicator {
             timeout = state.isFinal ? uint64(block.timestamp) : dispute.timeout;
         }
         _write(id, params, state, Phase.DISPUTE, timeout, hash);
+        return participants.length;
     }
 
     /// @dev Marks the channel of a registered `state` as concluded if its own dispute is over. This is the rule for
@@ -238,36 +241,68 @@ contract Adjudicator {
         emit ChannelUpdate(id, dispute.version, uint8(Phase.CONCLUDED), timeout);
     }
 
-    /// @dev The outcome of `parent`, whose dispute is concluded already, with the outcomes of its sub-channels merged
+    /// @dev The outcome of a channel, whose dispute is concluded already, with the outcomes of its sub-channels merged
     /// in; concludes these, which are taken from `subStates` starting at index `next`.
-    /// @return outcome Balance per asset and participant of `parent`.
+    /// @param parent The allocation of the channel.
+    /// @param assets The number of assets of the whole tree.
+    /// @return outcome Balance per asset and participant of the channel.
     /// @return nextOut Index of the first entry of `subStates` that was not used.
     function _concludeTree(
-        Channel.State calldata parent,
+        Channel.Allocation calldata parent,
         Channel.State[] calldata subStates,
         uint256 next,
         uint256 assets
     ) private returns (uint256[][] memory outcome, uint256 nextOut) {
         outcome = new uint256[][](assets);
+        uint256[][] calldata balances = parent.balances;
         for (uint256 a = 0; a < assets; ++a) {
-            outcome[a] = parent.outcome.balances[a];
+            outcome[a] = balances[a];
         }
-        Channel.SubAlloc[] calldata locked = parent.outcome.locked;
+        Channel.SubAlloc[] calldata locked = parent.locked;
         for (uint256 i = 0; i < locked.length; ++i) {
             Channel.State calldata sub = subStates[next++];
             require(sub.channelID == locked[i].ID, "invalid subchannel id");
             _conclude(sub, sub.channelID);
             uint256[][] memory subOutcome;
-            (subOutcome, next) = _concludeTree(sub, subStates, next, assets);
+            (subOutcome, next) = _concludeTree(sub.outcome, subStates, next, assets);
             Rules.mergeOutcome(outcome, subOutcome, locked[i].indexMap);
         }
         nextOut = next;
     }
 
-    /// @dev Hands an outcome without sub-channels to the asset holders, straight from calldata.
+    /// @dev Hands an outcome without sub-channels to the asset holders, straight from calldata: participants (checked
+    /// when the channel ID was computed) and balances are copied as they are, which saves decoding and encoding them
+    /// again (about 700 gas per asset). An asset that is not a contract reverts without data; the revert data of an
+    /// asset is passed on.
     function _payOut(bytes32 id, address[] calldata participants, Channel.Allocation calldata outcome) private {
-        for (uint256 a = 0; a < outcome.assets.length; ++a) {
-            OutcomeReceiver(outcome.assets[a]).setOutcome(id, participants, outcome.balances[a]);
+        bytes4 selector = OutcomeReceiver.setOutcome.selector;
+        address[] calldata assets = outcome.assets;
+        uint256[][] calldata rows = outcome.balances;
+        for (uint256 a = 0; a < assets.length; ++a) {
+            address asset = assets[a];
+            uint256[] calldata balances = rows[a];
+            assembly ("memory-safe") {
+                let data := mload(0x40)
+                let length := shl(5, participants.length)
+                mstore(data, selector)
+                mstore(add(data, 0x04), id)
+                mstore(add(data, 0x24), 0x60)
+                mstore(add(data, 0x44), add(0x80, length))
+                mstore(add(data, 0x64), participants.length)
+                calldatacopy(add(data, 0x84), participants.offset, length)
+                let end := add(add(data, 0x84), length)
+                length := shl(5, balances.length)
+                mstore(end, balances.length)
+                calldatacopy(add(end, 0x20), balances.offset, length)
+                end := add(add(end, 0x20), length)
+                if iszero(call(gas(), asset, 0, data, sub(end, data), 0, 0)) {
+                    returndatacopy(data, 0, returndatasize())
+                    revert(data, returndatasize())
+                }
+                if iszero(extcodesize(asset)) {
+                    revert(0, 0)
+                }
+            }
         }
     }
 
@@ -285,14 +320,18 @@ contract Adjudicator {
         uint64 timeout,
         bytes32 hash
     ) private {
-        disputes[id] = Dispute({
-            timeout: timeout,
-            challengeDuration: uint64(params.challengeDuration),
-            version: state.version,
-            hasApp: params.app != address(0),
-            phase: uint8(phase),
-            stateHash: hash
-        });
-        emit ChannelUpdate(id, state.version, uint8(phase), timeout);
+        Dispute storage dispute = disputes[id];
+        uint64 version = state.version;
+        // The first five members as the one word they are stored in: nothing is read or masked.
+        uint256 packed = uint256(timeout) |
+            (uint256(uint64(params.challengeDuration)) << 64) |
+            (uint256(version) << 128) |
+            (uint256(params.app != address(0) ? 1 : 0) << 192) |
+            (uint256(phase) << 200);
+        assembly ("memory-safe") {
+            sstore(dispute.slot, packed)
+            sstore(add(dispute.slot, 1), hash)
+        }
+        emit ChannelUpdate(id, version, uint8(phase), timeout);
     }
 }

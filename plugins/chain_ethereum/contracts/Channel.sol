@@ -57,13 +57,116 @@ library Channel {
         bytes[] sigs;
     }
 
-    /// @notice The channel ID of `params`.
-    function id(Params calldata params) internal pure returns (bytes32) {
-        return keccak256(abi.encode(params));
+    /// @notice The channel ID, keccak256(abi.encode(params)), and the participants, whose values are checked by it.
+    /// @dev Clients send the canonical encoding, which is then already in calldata: hashing a copy of it saves decoding
+    /// and encoding it again (about 500 gas for two participants). Anything else takes the way of the compiler, which
+    /// gives the same hash or refuses it.
+    function identify(Params calldata params) internal pure returns (bytes32 id, address[] calldata participants) {
+        uint256 size = _canonicalParams(params);
+        if (size == 0) {
+            return (keccak256(abi.encode(params)), params.participants);
+        }
+        assembly ("memory-safe") {
+            let copy := mload(0x40)
+            mstore(copy, 0x20)
+            calldatacopy(add(copy, 0x20), params, size)
+            id := keccak256(copy, add(size, 0x20))
+            participants.offset := add(params, 0xe0)
+            participants.length := calldataload(add(params, 0xc0))
+        }
     }
 
-    /// @notice The hash of `state`; `Signature.digest` of it is what participants sign.
+    /// @notice The hash of `state`: keccak256(abi.encode(state)); `Signature.digest` of it is what participants sign.
+    /// @dev As `identify` (saves about 2,000 gas for one asset and two participants). States with locked funds always take
+    /// the way of the compiler.
     function hash(State calldata state) internal pure returns (bytes32) {
-        return keccak256(abi.encode(state));
+        (uint256 size, uint256 padding) = _canonicalState(state);
+        if (size == 0) {
+            return keccak256(abi.encode(state));
+        }
+        bytes32 result;
+        assembly ("memory-safe") {
+            let copy := mload(0x40)
+            mstore(copy, 0x20)
+            calldatacopy(add(copy, 0x20), state, size)
+            // What follows the app data up to the end of its last word does not belong to the value.
+            mstore(sub(add(copy, add(size, 0x20)), padding), 0)
+            result := keccak256(copy, add(size, 0x20))
+        }
+        return result;
+    }
+
+    /// @dev Length of `params` in calldata if it is there exactly as abi.encode would write it, else 0. All of it lies
+    /// within calldata then, and every value is in the range of its type.
+    function _canonicalParams(Params calldata params) private pure returns (uint256 size) {
+        assembly ("memory-safe") {
+            // Not zero as soon as anything differs.
+            let odd := or(
+                or(xor(calldataload(add(params, 0x40)), 0xc0), shr(160, calldataload(add(params, 0x60)))),
+                or(shr(1, calldataload(add(params, 0x80))), shr(1, calldataload(add(params, 0xa0))))
+            )
+            let count := calldataload(add(params, 0xc0))
+            odd := or(odd, shr(16, count))
+            if iszero(odd) {
+                let at := add(params, 0xe0)
+                let end := add(at, shl(5, count))
+                size := sub(end, params)
+                odd := gt(end, calldatasize())
+                for {} lt(at, end) { at := add(at, 0x20) } {
+                    odd := or(odd, shr(160, calldataload(at)))
+                }
+                if odd {
+                    size := 0
+                }
+            }
+        }
+    }
+
+    /// @dev Length of `state` in calldata if it has no locked funds and is there exactly as abi.encode would write it,
+    /// else 0; and how many bytes follow its app data up to the end of the word. All of it lies within calldata then,
+    /// and every value is in the range of its type.
+    function _canonicalState(State calldata state) private pure returns (uint256 size, uint256 padding) {
+        assembly ("memory-safe") {
+            let outcome := add(state, 0xa0)
+            let at := add(state, 0x100)
+            let count := calldataload(at)
+            at := add(at, 0x20)
+            // Not zero as soon as anything differs: version, offset of the outcome, isFinal, offset of the assets,
+            // their number.
+            let odd := or(
+                or(shr(64, calldataload(add(state, 0x20))), xor(calldataload(add(state, 0x40)), 0xa0)),
+                or(shr(1, calldataload(add(state, 0x80))), xor(calldataload(outcome), 0x60))
+            )
+            odd := or(odd, shr(16, count))
+            if iszero(odd) {
+                let end := add(at, shl(5, count))
+                for {} lt(at, end) { at := add(at, 0x20) } {
+                    odd := or(odd, shr(160, calldataload(at)))
+                }
+                // The rows of balances, each where the one before ends.
+                odd := or(odd, xor(calldataload(add(outcome, 0x20)), sub(at, outcome)))
+                count := calldataload(at)
+                odd := or(odd, shr(16, count))
+                let offset := add(at, 0x20)
+                let rows := offset
+                at := add(offset, shl(5, count))
+                end := at
+                for {} and(lt(offset, end), iszero(odd)) { offset := add(offset, 0x20) } {
+                    count := calldataload(at)
+                    odd := or(xor(calldataload(offset), sub(at, rows)), shr(16, count))
+                    at := add(at, shl(5, add(count, 1)))
+                }
+                // No locked funds, then the app data.
+                odd := or(odd, or(xor(calldataload(add(outcome, 0x40)), sub(at, outcome)), calldataload(at)))
+                at := add(at, 0x20)
+                count := calldataload(at)
+                odd := or(odd, or(xor(calldataload(add(state, 0x60)), sub(at, state)), shr(32, count)))
+                padding := and(sub(0, count), 0x1f)
+                at := add(add(at, 0x20), add(count, padding))
+                if iszero(or(odd, gt(at, calldatasize()))) {
+                    size := sub(at, state)
+                }
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ library Rules {
     using Sums for uint256[];
 
     /// @notice Every participant signed the state with this hash; signatures are in the participants' order.
-    function requireSigned(address[] calldata participants, bytes32 hash, bytes[] calldata sigs) internal pure {
+    function requireSigned(address[] calldata participants, bytes32 hash, bytes[] calldata sigs) internal view {
         require(participants.length == sigs.length, "signatures length mismatch");
         bytes32 digest = Signature.digest(hash);
         for (uint256 i = 0; i < sigs.length; ++i) {
@@ -25,9 +25,10 @@ library Rules {
     function requireShape(uint256 participants, Channel.Allocation calldata outcome) internal pure {
         require(participants != 0, "no participants");
         address[] calldata assets = outcome.assets;
-        require(assets.length == outcome.balances.length, "one balance row per asset");
+        uint256[][] calldata balances = outcome.balances;
+        require(assets.length == balances.length, "one balance row per asset");
         for (uint256 a = 0; a < assets.length; ++a) {
-            require(outcome.balances[a].length == participants, "one balance per participant");
+            require(balances[a].length == participants, "one balance per participant");
             for (uint256 b = 0; b < a; ++b) {
                 require(assets[b] != assets[a], "duplicate asset");
             }

@@ -20,19 +20,28 @@ library Signature {
     }
 
     /// @notice The non-zero address that made `sig` over `digest_`. The caller compares it with the expected signer.
-    function recover(bytes32 digest_, bytes calldata sig) internal pure returns (address signer) {
+    function recover(bytes32 digest_, bytes calldata sig) internal view returns (address signer) {
         require(sig.length == 65, "ECDSA: invalid signature length");
-        bytes32 r;
-        bytes32 s;
-        uint8 v;
+        uint256 s;
+        uint256 v;
         assembly ("memory-safe") {
-            r := calldataload(sig.offset)
             s := calldataload(add(sig.offset, 0x20))
             v := byte(0, calldataload(add(sig.offset, 0x40)))
         }
-        require(uint256(s) <= MAX_S, "ECDSA: invalid signature 's' value");
+        require(s <= MAX_S, "ECDSA: invalid signature 's' value");
         require(v == 27 || v == 28, "ECDSA: invalid signature 'v' value");
-        signer = ecrecover(digest_, v, r, s);
+        // The precompile answers with nothing if there is no such key; the word it would write is zeroed before.
+        assembly ("memory-safe") {
+            let input := mload(0x40)
+            mstore(input, digest_)
+            mstore(add(input, 0x20), v)
+            calldatacopy(add(input, 0x40), sig.offset, 0x40)
+            mstore(0x00, 0)
+            if iszero(staticcall(gas(), 1, input, 0x80, 0x00, 0x20)) {
+                revert(0, 0)
+            }
+            signer := mload(0x00)
+        }
         require(signer != address(0), "ECDSA: invalid signature");
     }
 }

@@ -1,0 +1,366 @@
+"""The chain steps of a channel, on a chain whose blocks and failures the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+
+import pytest
+
+from perun_core.channel import Allocation, Asset, Dispute, DisputePhase, Params, State, Transaction
+from perun_core.errors import (
+    ChainUnreachable,
+    InsufficientFunds,
+    NotReachable,
+    PeerNotFunded,
+    SigningFailed,
+    StoreFull,
+    TransactionTimedOut,
+    TxReverted,
+    TxTimedOut,
+    UnknownInternal,
+)
+from perun_core.node.chainsteps import PATIENCE, SECONDARY_BLOCKS, StepContext, StepResult, run_step
+from perun_core.ports.chain import Chain
+from perun_core.profile.gp090 import PROFILE
+from perun_core.protocol.effects import (
+    AwaitConcludable,
+    ChainStep,
+    ConcludeFinal,
+    ConcludeState,
+    FundChannel,
+    RegisterState,
+    WithdrawHoldings,
+)
+from perun_core.protocol.events import (
+    ChainConcluded,
+    ChainFailed,
+    ChainFunded,
+    ChainMatured,
+    ChainRegistered,
+    ChainWithdrawn,
+)
+from perun_core.testing.chain import MemoryChain
+from perun_core.testing.conversation import ADDRESSES, KEYS, sign_with
+from perun_core.values import Address, Bytes32, ChannelID, Sig
+
+ACCOUNT, RECEIVER = Address(b"\x0a" * 20), Address(b"\x0b" * 20)
+ETH, PRN, TOKEN = Address(b"\xe0" * 20), Address(b"\xe1" * 20), Address(b"\xe2" * 20)
+DURATION = 60
+
+
+@dataclass
+class Bed:
+    """A channel with 100 and 200 wei, and 7 and 0 tokens; we are participant 0 with account `ACCOUNT`."""
+
+    chain: MemoryChain = field(default_factory=lambda: MemoryChain(PROFILE, ACCOUNT, wei=10_000))
+    params: Params = field(default_factory=lambda: Params(DURATION, ADDRESSES, None, 1, True, False))
+    authorised: list[int] = field(default_factory=list)
+    refusal: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.chain.balances[(ACCOUNT, TOKEN)] = 50
+        self.id = ChannelID(PROFILE.channel_id(self.params))
+        self.state = State(self.id, 0, Allocation((Asset(ETH), Asset(PRN)), ((100, 200), (7, 0))))
+
+    def signed(self, state: State) -> Transaction:
+        digest = PROFILE.state_hash(state)
+        return Transaction(state, tuple(sign_with(key, digest) for key in KEYS))
+
+    def funding_id(self, part: int) -> Bytes32:
+        return PROFILE.funding_id(self.id, ADDRESSES[part])
+
+    def peer_deposits(self, amount: int = 200) -> None:
+        self.chain.give_holdings(ETH, self.funding_id(1), amount)
+
+    async def authorise(self, channel_id: ChannelID, holder: Address, amount: int) -> Sig:
+        if self.refusal is not None:
+            raise self.refusal
+        self.authorised.append(amount)
+        return sign_with(KEYS[0], PROFILE.withdrawal_hash(channel_id, ADDRESSES[0], RECEIVER, amount))
+
+    def step(self, step: ChainStep) -> Awaitable[StepResult]:
+        chain: Chain = self.chain
+        context = StepContext(
+            chain=chain,
+            profile=PROFILE,
+            chain_url="ws://chain",
+            tx_timeout_text="1m0s",
+            peer_alias="bob",
+            own_index=0,
+            token_of=lambda holder: TOKEN if holder == PRN else None,
+            receiver=RECEIVER,
+            authorise=self.authorise,
+        )
+        return asyncio.ensure_future(run_step(step, context, self.id))
+
+    def fund(self, *, deposit: bool = True) -> Awaitable[StepResult]:
+        return self.step(FundChannel(self.params, self.state, deposit=deposit))
+
+    async def funded(self) -> Bed:
+        funding = self.fund()
+        self.peer_deposits()
+        assert isinstance(await funding, ChainFunded)
+        return self
+
+
+@pytest.fixture
+async def bed() -> Bed:
+    return Bed()
+
+
+async def let_it_work() -> None:
+    """Everything that can go on without a new block does."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+# ---- funding ---------------------------------------------------------------------------------------------------------
+
+
+async def test_every_share_of_ours_is_deposited_and_the_peer_s_awaited(bed: Bed) -> None:
+    funding = asyncio.ensure_future(bed.fund())
+    await let_it_work()
+    assert await bed.chain.holdings(ETH, bed.funding_id(0)) == 100
+    assert await bed.chain.holdings(PRN, bed.funding_id(0)) == 7
+    assert not funding.done() and bed.chain.calls == ["deposit", "deposit"]
+    bed.peer_deposits(199)
+    await let_it_work()
+    assert not funding.done()
+    bed.peer_deposits(1)
+    assert await funding == ChainFunded()
+
+
+async def test_a_peer_that_does_not_deposit_within_the_challenge_duration_is_named(bed: Bed) -> None:
+    funding = asyncio.ensure_future(bed.fund())
+    await let_it_work()
+    bed.chain.mine(DURATION - 3)
+    await let_it_work()
+    assert not funding.done()
+    bed.chain.mine(3)
+    result = await funding
+    assert isinstance(result, ChainFailed) and result.deposited
+    assert isinstance(result.error, PeerNotFunded) and result.error.info == {"peerAlias": "bob"}
+
+
+async def test_o22_after_a_restart_nothing_is_deposited_any_more(bed: Bed) -> None:
+    funding = asyncio.ensure_future(bed.fund(deposit=False))
+    await let_it_work()
+    assert bed.chain.calls == []
+    bed.chain.mine(DURATION)
+    result = await funding
+    assert isinstance(result, ChainFailed) and result.deposited and bed.chain.calls == []
+
+
+async def test_a_repeated_funding_deposits_only_what_is_missing(bed: Bed) -> None:
+    bed.chain.give_holdings(ETH, bed.funding_id(0), 40)
+    await bed.funded()
+    assert bed.chain.balances[(ACCOUNT, None)] == 10_000 - 60
+
+
+async def test_money_on_its_way_gets_a_few_blocks_to_arrive(bed: Bed) -> None:
+    bed.chain.balances[(ACCOUNT, None)] = 0
+    funding = asyncio.ensure_future(bed.fund())
+    await let_it_work()
+    for _ in range(PATIENCE - 1):
+        bed.chain.mine()
+        await let_it_work()
+    assert not funding.done()
+    bed.chain.balances[(ACCOUNT, None)] = 100
+    bed.chain.mine()
+    bed.peer_deposits()
+    assert await funding == ChainFunded()
+
+
+async def test_an_account_that_cannot_pay_fails_with_nothing_deposited(bed: Bed) -> None:
+    bed.chain.balances[(ACCOUNT, None)] = 99
+    funding = asyncio.ensure_future(bed.fund())
+    for _ in range(PATIENCE):
+        await let_it_work()
+        bed.chain.mine()
+    result = await funding
+    assert isinstance(result, ChainFailed) and not result.deposited
+    assert "own account cannot fund the channel" in result.error.message
+
+
+async def test_a_second_asset_that_cannot_be_paid_remembers_the_first_deposit(bed: Bed) -> None:
+    bed.chain.balances[(ACCOUNT, TOKEN)] = 0
+    funding = asyncio.ensure_future(bed.fund())
+    for _ in range(PATIENCE + 1):
+        await let_it_work()
+        bed.chain.mine()
+    result = await funding
+    assert isinstance(result, ChainFailed) and result.deposited
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "deposited"),
+    [
+        (TxTimedOut("fund", "0xab"), TransactionTimedOut, True),
+        (NotReachable("gone"), ChainUnreachable, True),
+        (TxReverted("fund", "no"), UnknownInternal, True),
+    ],
+)
+async def test_a_deposit_that_was_broadcast_counts_as_possibly_there(
+    bed: Bed, error: NotReachable, told: type, deposited: bool
+) -> None:
+    bed.chain.fail("deposit", error)
+    result = await bed.fund()
+    assert isinstance(result, ChainFailed) and isinstance(result.error, told) and result.deposited is deposited
+
+
+async def test_nothing_is_deposited_after_the_own_deadline(bed: Bed) -> None:
+    """O-22, for the second asset: the first took longer than the challenge duration."""
+    bed.chain.balances[(ACCOUNT, None)] = 0
+    funding = asyncio.ensure_future(bed.fund())
+    await let_it_work()
+    bed.chain.balances[(ACCOUNT, None)] = 100
+    bed.chain.mine(DURATION + 1)
+    result = await funding
+    assert bed.chain.calls == ["deposit"] and isinstance(result, ChainFailed) and result.deposited
+
+
+# ---- dispute ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dispute_goes_from_register_over_block_time_to_the_receiver(bed: Bed) -> None:
+    await bed.funded()
+    newest = bed.state.next(balances=((130, 170), (3, 4)))
+    registered = await bed.step(RegisterState(bed.params, bed.signed(newest)))
+    assert isinstance(registered, ChainRegistered) and registered.dispute.version == 1
+    waiting = asyncio.ensure_future(bed.step(AwaitConcludable(registered.dispute.concludable_at)))
+    await let_it_work()
+    bed.chain.mine(DURATION - 2)
+    await let_it_work()
+    assert not waiting.done(), "block time has not come"
+    bed.chain.mine(2)
+    matured = await waiting
+    assert isinstance(matured, ChainMatured) and not matured.dispute.concluded
+    assert await bed.step(ConcludeState(bed.params, newest)) == ChainConcluded(1)
+    assert await bed.step(WithdrawHoldings(bed.params, newest)) == ChainWithdrawn()
+    assert bed.chain.balances[(RECEIVER, None)] == 130 and bed.chain.balances[(RECEIVER, TOKEN)] == 3
+    assert bed.authorised == [130, 3]
+
+
+async def test_a_refutation_while_waiting_moves_the_moment(bed: Bed) -> None:
+    first = await bed.chain.register(bed.params, bed.signed(bed.state))
+    waiting = asyncio.ensure_future(bed.step(AwaitConcludable(first.concludable_at)))
+    bed.chain.mine(DURATION - 1)
+    second = await bed.chain.register(bed.params, bed.signed(bed.state.next()))
+    assert second.concludable_at > first.concludable_at
+    bed.chain.mine(1)
+    await let_it_work()
+    assert not waiting.done()
+    bed.chain.mine(DURATION)
+    matured = await waiting
+    assert isinstance(matured, ChainMatured) and matured.dispute.version == 1
+
+
+async def test_a_dispute_that_somebody_concluded_is_noticed_when_its_time_has_come(bed: Bed) -> None:
+    dispute = await bed.chain.register(bed.params, bed.signed(bed.state))
+    waiting = asyncio.ensure_future(bed.step(AwaitConcludable(0)))
+    await let_it_work()
+    assert not waiting.done()
+    concluded = Dispute(True, dispute.timeout, DURATION, 0, False, DisputePhase.CONCLUDED, dispute.state_hash)
+    bed.chain.set_dispute(bed.id, concluded)
+    bed.chain.mine(DURATION)
+    assert await waiting == ChainMatured(concluded)
+
+
+async def test_steps_whose_goal_is_reached_send_nothing(bed: Bed) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    assert final.state is not None
+    await bed.step(ConcludeFinal(bed.params, final, secondary=False))
+    await bed.step(WithdrawHoldings(bed.params, final.state))
+    calls = list(bed.chain.calls)
+    again = await bed.step(RegisterState(bed.params, bed.signed(bed.state)))
+    assert isinstance(again, ChainRegistered) and again.dispute.concluded
+    assert await bed.step(ConcludeState(bed.params, final.state)) == ChainConcluded(1)
+    assert await bed.step(ConcludeFinal(bed.params, final, secondary=False)) == ChainConcluded(1)
+    assert await bed.step(WithdrawHoldings(bed.params, final.state)) == ChainWithdrawn()
+    assert bed.chain.calls == calls
+
+
+# ---- the end both agreed on ------------------------------------------------------------------------------------------
+
+
+async def test_who_did_not_ask_for_the_closing_gives_the_other_side_three_blocks(bed: Bed) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    concluding = asyncio.ensure_future(bed.step(ConcludeFinal(bed.params, final, secondary=True)))
+    for _ in range(SECONDARY_BLOCKS):
+        await let_it_work()
+        assert "conclude_final" not in bed.chain.calls
+        bed.chain.mine()
+    assert await concluding == ChainConcluded(1)
+    assert bed.chain.calls.count("conclude_final") == 1
+
+
+async def test_a_final_state_the_other_side_concluded_costs_us_nothing(bed: Bed) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    concluding = asyncio.ensure_future(bed.step(ConcludeFinal(bed.params, final, secondary=True)))
+    await let_it_work()
+    bed.chain.set_dispute(bed.id, Dispute(True, 0, DURATION, 1, False, DisputePhase.CONCLUDED))
+    assert await concluding == ChainConcluded(1) and "conclude_final" not in bed.chain.calls
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["register", "conclude", "conclude_final", "withdraw", "blocks"])
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TxTimedOut("x", "0xab"), TransactionTimedOut),
+        (NotReachable("gone"), ChainUnreachable),
+        (TxReverted("x", "no"), UnknownInternal),
+        (InsufficientFunds("no gas"), UnknownInternal),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_failing_step_says_why_and_works_when_repeated(
+    bed: Bed, method: str, error: NotReachable, told: type
+) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    assert final.state is not None
+    step: ChainStep
+    match method:
+        case "register":
+            step = RegisterState(bed.params, bed.signed(bed.state))
+        case "conclude":
+            registered = await bed.chain.register(bed.params, bed.signed(bed.state))
+            bed.chain.mine(registered.concludable_at - bed.chain.now)
+            step = ConcludeState(bed.params, bed.state)
+        case "conclude_final":
+            step = ConcludeFinal(bed.params, final, secondary=False)
+        case "withdraw":
+            await bed.chain.conclude_final(bed.params, final)
+            step = WithdrawHoldings(bed.params, final.state)
+        case _:
+            await bed.chain.register(bed.params, bed.signed(bed.state))
+            bed.chain.mine(DURATION)
+            step = AwaitConcludable(0)
+    bed.chain.fail(method, error)
+    failed = await bed.step(step)
+    assert isinstance(failed, ChainFailed) and isinstance(failed.error, told)
+    if isinstance(failed.error, ChainUnreachable):
+        assert failed.error.info == {"chainURL": "ws://chain"}
+    if isinstance(failed.error, TransactionTimedOut):
+        assert failed.error.info == {"txType": "x", "txID": "0xab", "txTimeout": "1m0s"}
+    assert not isinstance(await bed.step(step), ChainFailed)
+
+
+@pytest.mark.parametrize("refusal", [StoreFull("disk"), SigningFailed("token removed")])
+async def test_a_withdrawal_that_cannot_be_authorised_is_a_failure_not_a_bug(bed: Bed, refusal: Exception) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    assert final.state is not None
+    await bed.chain.conclude_final(bed.params, final)
+    bed.refusal = refusal
+    assert isinstance(await bed.step(WithdrawHoldings(bed.params, final.state)), ChainFailed)
+    bed.refusal = None
+    assert await bed.step(WithdrawHoldings(bed.params, final.state)) == ChainWithdrawn()
