@@ -46,7 +46,7 @@ demo: install ## two nodes on an embedded chain open a channel, pay and settle
 	$(BIN)/perunnode demo $(ARGS)
 
 test: install tools ## all tests
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 unit: install ## the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow and not anvil" tests/unit $(wildcard $(addsuffix /tests,$(PLUGINS))) $(ARGS)

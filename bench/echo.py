@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc.aio
+from harness import event_loop
 
 METHOD = "/bench.Echo/Echo"
 
@@ -29,9 +30,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=event_loop) as runner:
         runner.run(main())

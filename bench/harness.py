@@ -196,6 +196,10 @@ async def process(command: Sequence[object], *, cwd: Path, marker: re.Pattern[st
                 raise Refused(f"{' '.join(arguments)}:\n{log.read_text(encoding='utf-8')}")
             await asyncio.sleep(0.005)
         yield Process(child.pid, int(found[0][1]), took)
+    except Exception as error:
+        if told := log.read_text(encoding="utf-8").splitlines()[-20:]:
+            error.add_note("\n".join((f"last lines of {arguments[0]}:", *told)))
+        raise
     finally:
         if child.returncode is None:
             child.terminate()
@@ -369,7 +373,7 @@ async def measure_floors(directory: Path, *, widths: Sequence[int], count: int, 
         marker = re.compile(r"^echo at (\d+)")
         server = await stack.enter_async_context(process(command, cwd=directory, marker=marker))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
-        ask: Any = channel.unary_unary("/bench.Echo/Echo")
+        ask: Any = channel.unary_unary("/bench.Echo/Echo", None, None)
         request = bytes(REQUEST_BYTES)
         await timed_calls(lambda: ask(request), count=count // 10)
         echo = await timed_calls(lambda: ask(request), count=count)

@@ -13,11 +13,11 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import harness
 from harness import ROOT, Floors, Rate, Refused, Times, World
@@ -87,8 +87,8 @@ class Acceptor:
         except ClientError as error:
             self.failures.append(str(error))
 
-    def _start(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -127,7 +127,7 @@ async def open_channels(alice: User, bob: User, acceptor: Acceptor, *, count: in
             return (await alice.propose("bob", {"ETH": (BALANCE, BALANCE)}, CHALLENGE_SECONDS)).id
 
     async with asyncio.timeout(OPENING_SECONDS):
-        accepted, *ids = await asyncio.gather(accept_proposals(), *(propose() for _ in range(count)))
+        accepted, ids = await asyncio.gather(accept_proposals(), asyncio.gather(*(propose() for _ in range(count))))
     await bob.client.unsubscribe_proposals(bob.session)
     assert sorted(accepted) == sorted(ids)
     took = time.perf_counter() - start

@@ -100,7 +100,11 @@ async def run_step(step: ChainStep, context: StepContext, channel_id: ChannelID)
 async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) -> StepResult:
     """Deposit our share, then wait for everybody's until the challenge duration has passed in block time (7.2)."""
     chain, own = context.chain, context.own_index
-    deadline = (await chain.head()).timestamp + step.params.challenge_duration
+    try:
+        deadline = (await chain.head()).timestamp + step.params.challenge_duration
+    except ChainError as error:  # nothing was tried yet, so there is nothing to bring back by a dispute
+        api_error = chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text)
+        return ChainFailed(api_error, deposited=not step.deposit)
     wanted = [
         (index, asset.holder, part, amount)
         for index, asset in enumerate(step.state.allocation.assets)

@@ -63,6 +63,7 @@ class Node:
         self._plugins = plugins
         self._sessions: dict[str, Session | ClosedSession] = {}
         self._locks: dict[tuple[int, Address], asyncio.Lock] = {}
+        self._books: dict[tuple[int, Address], dict[str, object]] = {}
         self._contracts = Contracts(config.adjudicator_address(), config.asseteth_address())
         self._currencies = CurrencyRegistry(self._contracts.eth_holder)
         self._chain_backend = self._only_chain()
@@ -160,6 +161,7 @@ class Node:
             chain_backend=self._chain_backend,
             finality_depth=self._config.finalitydepth,
             account_lock=self._account_lock,
+            account_book=self._account_book,
             clock=time.time,
             random_bytes=secrets.token_bytes,
             on_closed=self._on_closed,
@@ -187,6 +189,10 @@ class Node:
     def _account_lock(self, chain_id: int | None, account: Address) -> asyncio.Lock:
         assert self._chain is not None
         return self._locks.setdefault((chain_id or self._chain.chain_id, account), asyncio.Lock())
+
+    def _account_book(self, chain_id: int | None, account: Address) -> dict[str, object]:
+        assert self._chain is not None
+        return self._books.setdefault((chain_id or self._chain.chain_id, account), {})
 
 
 def _argument(name: str, text: str) -> Address:

@@ -6,7 +6,7 @@ Whatever was opened is released again when a later step fails, so that a retry f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +71,8 @@ class Surroundings(Struct, frozen=True):
     chain_backend: str
     finality_depth: int
     account_lock: Callable[[int | None, Address], asyncio.Lock]
+    account_book: Callable[[int | None, Address], MutableMapping[str, object]]
+    """What the sessions of one chain and account share inside the chain backend."""
     clock: Callable[[], float]
     random_bytes: Callable[[int], bytes]
     on_closed: Callable[[Session], None]
@@ -204,6 +206,7 @@ class _Opening:
             signer=AccountSigner(keys, account) if store is not None else None,
             store=store,
             account_lock=node.account_lock(config.chainid, account),
+            account_book=node.account_book(config.chainid, account),
         )
         try:
             backend = node.plugins.chain(node.chain_backend)

@@ -40,7 +40,8 @@ class LiveOpening(Runner[OpeningEvent]):
 
     def on_violation(self, error: RuleViolated) -> None:
         log.info("%s: %s", self.name, error)
-        self.call(lambda: self.machine.abort(str(error)))
+        if self.machine.stage is Stage.PROPOSED:  # terms or an acceptance that must not be signed
+            self.call(lambda: self.machine.abort(str(error)))
 
     def on_broken(self, problem: str) -> None:
         self.machine.stage = Stage.FAILED

@@ -7,7 +7,7 @@ said otherwise.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -58,12 +58,17 @@ class BlockEvents(Struct, frozen=True):
     """Everything the feed has to say up to and including `block`, oldest first.
 
     `events` are final at the configured depth. `cursor` is the number of the last block whose events were released:
-    persist it after processing and hand it to `events` to go on from there.
+    persist it after processing and hand it to `events` to go on from there. After a reorg it may be lower than before.
+
+    `undone` are events that an earlier item of the same iterator released and that a reorg deeper than the configured
+    depth has removed, newest first. They come before `events` in time; the same event in its new block, if it is
+    there again, is a new event with another block hash. What to do: ask `dispute` for the channels named.
     """
 
     block: BlockRef
     cursor: int
     events: tuple[ChannelEvent, ...]
+    undone: tuple[ChannelEvent, ...] = ()
 
 
 class TokenInfo(Struct, frozen=True):
@@ -113,6 +118,12 @@ class ChainContext(Struct, frozen=True):
     """Where the backend keeps its transaction records (`Table.TRANSACTIONS`); None together with signer None."""
     account_lock: asyncio.Lock | None = None
     """Serialises nonce allocation of the account among all sessions of this node."""
+    account_book: MutableMapping[str, object] | None = None
+    """One mapping per chain and account, which the node gives to every session that uses them and never looks into.
+
+    A backend keeps in it, under its own name, what those sessions must know of each other while the node runs (which
+    nonces are under way). Nothing in it is persisted. None: no other session uses the account.
+    """
 
 
 Sent = Callable[[str], Awaitable[None]]
@@ -125,7 +136,16 @@ class Chain(Protocol):
     Every write checks first whether its goal is reached already, waits until its transaction is final at the
     configured depth and may be repeated after a crash without a second effect. Every method raises NotReachable
     when the node does not answer; writes raise TxTimedOut, TxReverted, InsufficientFunds. Reconnecting is the
-    backend's business; a lost connection fails the calls that were under way and nothing else.
+    backend's business; a lost connection fails the questions that were under way and nothing else.
+
+    TxTimedOut ends the caller's wait, not the transaction: the backend keeps pursuing it, with rising fees where it has
+    a `deadline` or the market moved, also after a restart, until it is mined or its nonce is used up. Repeating the
+    call joins it. `deadline` is the block time in Unix seconds by which the transaction should be mined: the nearer,
+    the more is offered, up to the backend's hard limit.
+
+    Which block is read: what leads to *acting* is read at the latest block (`balance`, `dispute`, and the goal check of
+    every write), because a refutation cannot wait; what is told as an *outcome*, lets money count or lets a channel
+    proceed is read at the configured finality depth (`holdings`, the results of all writes, `events`).
     """
 
     @property
@@ -168,7 +188,7 @@ class Chain(Protocol):
         ...
 
     async def dispute(self, channel_id: ChannelID) -> Dispute:
-        """What the adjudicator stores at the latest block."""
+        """What the adjudicator stores at the latest block: to decide what to do, not to tell what was achieved."""
         ...
 
     def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
@@ -181,7 +201,8 @@ class Chain(Protocol):
     async def quote_open(self, assets: tuple[tuple[Address | None, int], ...]) -> int:
         """Wei of gas to keep in reserve for depositing, registering, concluding and withdrawing a channel.
 
-        `assets` are (token or None for ETH, own deposit). Deposits themselves are not included.
+        Covers the dearest way, a dispute, with room for fees to rise until it comes. `assets` are (token or None for
+        ETH, own deposit). Deposits themselves are not included.
         """
         ...
 
@@ -190,7 +211,14 @@ class Chain(Protocol):
         ...
 
     async def deposit(
-        self, holder: Address, token: Address | None, funding_id: Bytes32, amount: int, *, sent: Sent | None = None
+        self,
+        holder: Address,
+        token: Address | None,
+        funding_id: Bytes32,
+        amount: int,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
     ) -> None:
         """Bring the deposit under `funding_id` to at least `amount` (tx type ``fund``): deposits the difference.
 
@@ -199,10 +227,13 @@ class Chain(Protocol):
         """
         ...
 
-    async def register(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+    async def register(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         """Register `tx` unless the same or a newer version is registered or the channel is concluded.
 
-        Returns the dispute as stored afterwards (tx type ``register``).
+        Returns the dispute as stored afterwards (tx type ``register``). For a refutation, `deadline` is the timeout of
+        the dispute that is to be refuted.
         """
         ...
 
@@ -213,7 +244,9 @@ class Chain(Protocol):
         """
         ...
 
-    async def conclude_final(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+    async def conclude_final(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         """Conclude the fully signed final `tx`; no effect when concluded (tx type ``concludeFinal``)."""
         ...
 
@@ -227,9 +260,9 @@ class Chain(Protocol):
         *,
         sent: Sent | None = None,
     ) -> int:
-        """Withdraw everything `participant` holds to `receiver` (tx type ``withdraw``); returns the amount.
+        """Withdraw everything `participant` holds to `receiver` (tx type ``withdraw``).
 
-        `authorise(amount)` gives the participant's signature on the withdrawal of `amount`; it is called once the
+        Returns what the holder says it paid out, once that is final; 0 when there was nothing. `authorise(amount)` gives the participant's signature on the withdrawal of `amount`; it is called once the
         holdings are known and not at all when they are zero.
         """
         ...

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.clients import ClientError
 from tests.integration.world import Party, World, open_channel, pay, refused, running_world, settle, until
 
-END_BOUND = 15.0
+END_BOUND = 20.0
 """Seconds an orderly end may take with sessions, streams and a waiting call open."""
 
 

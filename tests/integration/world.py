@@ -178,7 +178,7 @@ class World:
     """One chain and the nodes on it."""
 
     kind: str
-    """``embedded`` or ``anvil``, of which `start_chain` runs one; or what runs already at `url`, for example ``geth``."""
+    """``embedded`` or ``anvil``, of which `start_chain` runs one; or what runs already at `url`, such as ``geth``."""
     home: Path
     url: str = ""
     http: str = ""
@@ -326,12 +326,16 @@ class World:
     def rpc(self, method: str, *params: object) -> Any:
         """Result of a JSON-RPC call."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-        url = self.http or self.url.replace("ws://", "http://")
-        request = urllib.request.Request(url, body, {"content-type": "application/json"})
+        request = urllib.request.Request(self.http_url, body, {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=20) as response:
             answer = json.load(response)
         assert "error" not in answer, answer
         return answer["result"]
+
+    @property
+    def http_url(self) -> str:
+        """Where the chain answers over HTTP."""
+        return self.http or self.url.replace("ws://", "http://")
 
     def balance(self, address: str) -> int:
         """Wei at the latest block."""

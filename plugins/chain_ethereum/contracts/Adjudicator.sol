@@ -112,11 +112,11 @@ contract Adjudicator {
         require(state.channelID == id, "invalid params");
         require(!_conclude(state, id), "channel already concluded");
         Channel.Allocation calldata outcome = state.outcome;
+        address[] calldata assets = outcome.assets;
         if (outcome.locked.length == 0) {
-            _payOut(id, participants, outcome);
+            _payOut(id, participants, assets, outcome.balances);
             return;
         }
-        address[] calldata assets = outcome.assets;
         (uint256[][] memory merged, ) = _concludeTree(outcome, subStates, 0, assets.length);
         for (uint256 a = 0; a < merged.length; ++a) {
             OutcomeReceiver(assets[a]).setOutcome(id, participants, merged[a]);
@@ -131,17 +131,16 @@ contract Adjudicator {
     ) external {
         require(params.ledgerChannel, "not ledger");
         require(state.isFinal, "state not final");
-        Channel.Allocation calldata outcome = state.outcome;
-        require(outcome.locked.length == 0, "cannot have sub-channels");
+        require(state.outcome.locked.length == 0, "cannot have sub-channels");
         (bytes32 id, address[] calldata participants) = params.identify();
         require(state.channelID == id, "invalid params");
-        bytes32 hash = state.hash();
+        (bytes32 hash, address[] calldata assets, uint256[][] calldata balances) = state.read();
         Rules.requireSigned(participants, hash, sigs);
         // An unregistered channel is in phase DISPUTE, so the phase alone decides.
         require(disputes[id].phase != uint8(Phase.CONCLUDED), "channel already concluded");
-        Rules.requireShape(participants.length, outcome);
+        Rules.requireShape(participants.length, assets, balances);
         _write(id, params, state, Phase.CONCLUDED, uint64(block.timestamp), hash);
-        _payOut(id, participants, outcome);
+        _payOut(id, participants, assets, balances);
     }
 
     /// @notice The channel ID of `params`.
@@ -164,10 +163,12 @@ contract Adjudicator {
         Channel.SignedState[] calldata subChannels,
         uint256 next
     ) private returns (uint256[] memory accumulated, uint256 nextOut) {
-        Channel.Allocation calldata outcome = channel.state.outcome;
         uint256 participants = _registerOne(channel.params, channel.state, channel.sigs);
-        Rules.requireShape(participants, outcome);
-        accumulated = Rules.totals(outcome.balances);
+        Channel.Allocation calldata outcome = channel.state.outcome;
+        address[] calldata assets = outcome.assets;
+        uint256[][] calldata balances = outcome.balances;
+        Rules.requireShape(participants, assets, balances);
+        accumulated = Rules.totals(balances);
 
         Channel.SubAlloc[] calldata locked = outcome.locked;
         require(locked.length <= subChannels.length, "subChannels: too short");
@@ -177,7 +178,7 @@ contract Adjudicator {
             require(!sub.params.ledgerChannel, "sub-channel is ledger");
             uint256[] memory subTotals;
             (subTotals, next) = _registerTree(sub, subChannels, next);
-            Rules.requireSameAssets(outcome.assets, sub.state.outcome.assets);
+            Rules.requireSameAssets(assets, sub.state.outcome.assets);
             Rules.addLocked(accumulated, locked[i].balances, subTotals);
         }
         nextOut = next;
@@ -274,10 +275,13 @@ contract Adjudicator {
     /// when the channel ID was computed) and balances are copied as they are, which saves decoding and encoding them
     /// again (about 700 gas per asset). An asset that is not a contract reverts without data; the revert data of an
     /// asset is passed on.
-    function _payOut(bytes32 id, address[] calldata participants, Channel.Allocation calldata outcome) private {
+    function _payOut(
+        bytes32 id,
+        address[] calldata participants,
+        address[] calldata assets,
+        uint256[][] calldata rows
+    ) private {
         bytes4 selector = OutcomeReceiver.setOutcome.selector;
-        address[] calldata assets = outcome.assets;
-        uint256[][] calldata rows = outcome.balances;
         for (uint256 a = 0; a < assets.length; ++a) {
             address asset = assets[a];
             uint256[] calldata balances = rows[a];

@@ -33,10 +33,14 @@ abstract contract AssetHolder {
     /// entry becomes empty; whoever misses it looks at SETTLED.
     uint256 private constant SHARED = 1 << 254;
 
-    /// @dev What is known per funding ID or channel ID: amount and flags. One word for both saves a settlement 2,100
-    /// gas: the deposits under the channel ID itself are looked up anyway. Keys are hashes of different lengths, so a
-    /// funding ID is never a channel ID.
-    mapping(bytes32 => uint256) private _entries;
+    /// @dev What is known under a funding ID or channel ID: amount and flags. One word for both saves a settlement
+    /// 2,100 gas: the deposits under the channel ID itself are looked up anyway. Keys are hashes of different lengths,
+    /// so a funding ID is never a channel ID. A struct, so that the place of an entry is computed once per call.
+    struct Entry {
+        uint256 word;
+    }
+
+    mapping(bytes32 => Entry) private _entries;
 
     /// @notice The only account that may set outcomes.
     /// @dev An immutable instead of a storage variable: it is read on every settlement. Validation of deployed code
@@ -49,21 +53,22 @@ abstract contract AssetHolder {
 
     /// @notice Base units held per funding ID, keccak256(abi.encode(channelID, participant)).
     function holdings(bytes32 fundingID) external view returns (uint256) {
-        return _entries[fundingID] & AMOUNT;
+        return _entries[fundingID].word & AMOUNT;
     }
 
     /// @notice Whether the outcome of a channel has been set, by channel ID.
     function settled(bytes32 channelID) external view returns (bool) {
-        return _entries[channelID] & SETTLED != 0;
+        return _entries[channelID].word & SETTLED != 0;
     }
 
     /// @notice Credits `amount` to `fundingID`, paid by the sender. Anyone may pay for anyone, also after settlement.
     function deposit(bytes32 fundingID, uint256 amount) external payable {
         _checkDeposit(amount);
-        uint256 entry = _entries[fundingID];
+        Entry storage entry = _entries[fundingID];
+        uint256 word = entry.word;
         unchecked {
-            require(amount <= AMOUNT - (entry & AMOUNT), "SafeMath: addition overflow");
-            _entries[fundingID] = entry + amount;
+            require(amount <= AMOUNT - (word & AMOUNT), "SafeMath: addition overflow");
+            entry.word = word + amount;
         }
         _collect(amount);
         emit Deposited(fundingID, amount);
@@ -76,11 +81,12 @@ abstract contract AssetHolder {
     function setOutcome(bytes32 channelID, address[] calldata parts, uint256[] calldata newBals) external {
         require(msg.sender == adjudicator, "can only be called by the adjudicator");
         require(parts.length == newBals.length, "participants length should equal balances");
-        uint256 entry = _entries[channelID];
-        require(entry & SETTLED == 0, "trying to set already settled channel");
-        _entries[channelID] = SETTLED;
+        Entry storage entry = _entries[channelID];
+        uint256 word = entry.word;
+        require(word & SETTLED == 0, "trying to set already settled channel");
+        entry.word = SETTLED;
 
-        (uint256 held, uint256 outcome, uint256[] memory deposits) = _share(channelID, parts, newBals, entry & AMOUNT);
+        (uint256 held, uint256 outcome, uint256[] memory deposits) = _share(channelID, parts, newBals, word & AMOUNT);
         if (held < outcome) {
             _giveBack(channelID, parts, deposits);
         }
@@ -95,9 +101,10 @@ abstract contract AssetHolder {
         address payable receiver = authorization.receiver;
         uint256 amount = authorization.amount;
         bytes32 fundingID = _fundingID(authorization.channelID, participant);
-        uint256 entry = _entries[fundingID];
-        if (entry & SHARED == 0) {
-            require(_entries[authorization.channelID] & SETTLED != 0, "channel not settled");
+        Entry storage entry = _entries[fundingID];
+        uint256 word = entry.word;
+        if (word & SHARED == 0) {
+            require(_entries[authorization.channelID].word & SETTLED != 0, "channel not settled");
         }
         // The addresses were checked when they were read: these four words are their own encoding.
         bytes32 hash;
@@ -110,10 +117,10 @@ abstract contract AssetHolder {
             Signature.recover(Signature.digest(hash), signature) == participant,
             "signature verification failed"
         );
-        uint256 own = entry & AMOUNT;
+        uint256 own = word & AMOUNT;
         require(own >= amount, "insufficient funds");
         unchecked {
-            _entries[fundingID] = own == amount ? 0 : entry - amount;
+            entry.word = own == amount ? 0 : word - amount;
         }
         _pay(receiver, amount);
         emit Withdrawn(fundingID, amount, receiver);
@@ -183,7 +190,7 @@ abstract contract AssetHolder {
     function _giveBack(bytes32 channelID, address[] calldata parts, uint256[] memory deposits) private {
         for (uint256 i = parts.length; i > 0; --i) {
             uint256 own = deposits[i - 1];
-            _entries[_fundingID(channelID, parts[i - 1])] = own == 0 ? 0 : own | SHARED;
+            _entries[_fundingID(channelID, parts[i - 1])].word = own == 0 ? 0 : own | SHARED;
         }
     }
 

@@ -76,24 +76,35 @@ library Channel {
         }
     }
 
-    /// @notice The hash of `state`: keccak256(abi.encode(state)); `Signature.digest` of it is what participants sign.
-    /// @dev As `identify` (saves about 2,000 gas for one asset and two participants). States with locked funds always take
-    /// the way of the compiler.
-    function hash(State calldata state) internal pure returns (bytes32) {
+    /// @notice The hash of `state`, keccak256(abi.encode(state)); `Signature.digest` of it is what participants sign.
+    function hash(State calldata state) internal pure returns (bytes32 result) {
+        (result, , ) = read(state);
+    }
+
+    /// @notice The hash of `state`, its assets and its balances (one row per asset).
+    /// @dev As `identify` (saves about 2,500 gas for one asset and two participants). States with locked funds always
+    /// take the way of the compiler.
+    function read(
+        State calldata state
+    ) internal pure returns (bytes32 stateHash, address[] calldata assets, uint256[][] calldata balances) {
         (uint256 size, uint256 padding) = _canonicalState(state);
         if (size == 0) {
-            return keccak256(abi.encode(state));
+            Allocation calldata outcome = state.outcome;
+            return (keccak256(abi.encode(state)), outcome.assets, outcome.balances);
         }
-        bytes32 result;
         assembly ("memory-safe") {
             let copy := mload(0x40)
             mstore(copy, 0x20)
             calldatacopy(add(copy, 0x20), state, size)
             // What follows the app data up to the end of its last word does not belong to the value.
             mstore(sub(add(copy, add(size, 0x20)), padding), 0)
-            result := keccak256(copy, add(size, 0x20))
+            stateHash := keccak256(copy, add(size, 0x20))
+            assets.offset := add(state, 0x120)
+            assets.length := calldataload(add(state, 0x100))
+            let rows := add(assets.offset, shl(5, assets.length))
+            balances.offset := add(rows, 0x20)
+            balances.length := calldataload(rows)
         }
-        return result;
     }
 
     /// @dev Length of `params` in calldata if it is there exactly as abi.encode would write it, else 0. All of it lies

@@ -22,10 +22,12 @@ library Rules {
 
     /// @notice The state can be paid out: it belongs to somebody, has one row of balances per asset with one entry per
     /// participant, and names no asset twice (CHAIN.md 1.11 DEV-4).
-    function requireShape(uint256 participants, Channel.Allocation calldata outcome) internal pure {
+    function requireShape(
+        uint256 participants,
+        address[] calldata assets,
+        uint256[][] calldata balances
+    ) internal pure {
         require(participants != 0, "no participants");
-        address[] calldata assets = outcome.assets;
-        uint256[][] calldata balances = outcome.balances;
         require(assets.length == balances.length, "one balance row per asset");
         for (uint256 a = 0; a < assets.length; ++a) {
             require(balances[a].length == participants, "one balance per participant");

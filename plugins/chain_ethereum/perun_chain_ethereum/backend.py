@@ -17,16 +17,19 @@ from perun_core.errors import (
     TxTimedOut,
     WrongChain,
 )
-from perun_core.ports.chain import BlockEvents, BlockRef, ChainContext, Dispute, DisputePhase, Sent, TokenInfo
-from perun_core.values import Address, Bytes32, ChannelID, Sig
+from perun_core.ports.chain import BlockEvents, BlockRef, ChainContext, Dispute, Sent, TokenInfo
+from perun_core.values import Address, Bytes32, ChannelID, Sig, keccak256
 
 from . import abi
 from .artifacts import ContractKind, load
 from .code_check import CodeInvalid, CodeMatch, identify
-from .connection import Connection
+from .connection import Connection, Log
 from .events import EventFeed
+from .fees import GWEI, Limits
 from .heads import HeadFeed
-from .transactions import RECEIPT_INTERVAL, AccountTransactions, Request
+from .opening import EthereumConfig
+from .slots import AccountBook
+from .transactions import GAS_MARGIN, GAS_SLACK, RECEIPT_INTERVAL, ROUNDS, AccountTransactions, Inclusion, Make, Request
 
 if TYPE_CHECKING:
     from web3.types import BlockIdentifier
@@ -41,7 +44,10 @@ HEAD_PATIENCE: Final = 15.0
 """Longest wait in seconds for one of them."""
 
 ALLOWANCE_ATTEMPTS: Final = 8
-"""How often an allowance is raised anew when another session of the account has used it up."""
+"""How often an allowance is raised anew when another process that uses the account has used it up."""
+
+WITHDRAWN: Final = Bytes32(keccak256(b"Withdrawn(bytes32,uint256,address)"))
+"""Topic of a holder's event about a withdrawal (CHAIN.md 1.5)."""
 
 GAS_DEPOSIT_ETH: Final = 55_000
 GAS_DEPOSIT_TOKEN: Final = 160_000
@@ -61,7 +67,9 @@ HIGHEST_DECIMALS: Final = 77
 class EthereumChain:
     """One Ethereum chain seen from one account; see `perun_core.ports.chain.Chain`."""
 
-    def __init__(self, context: ChainContext, connection: Connection, heads: HeadFeed) -> None:
+    def __init__(
+        self, context: ChainContext, connection: Connection, heads: HeadFeed, config: EthereumConfig
+    ) -> None:
         """`connection` is open; closing it and `heads` is the caller's business."""
         self._connection = connection
         self._heads = heads
@@ -69,6 +77,8 @@ class EthereumChain:
         self._profile = context.profile
         self._finality_depth = context.finality_depth
         self._tx_timeout = context.tx_timeout
+        self._limits = Limits(soft=config.max_fee_gwei * GWEI, hard=config.hard_max_fee_gwei * GWEI)
+        self._reserve_factor = config.reserve_factor
         self._transactions: AccountTransactions | None = None
         if context.signer is not None and context.store is not None:
             self._transactions = AccountTransactions(
@@ -77,9 +87,22 @@ class EthereumChain:
                 signer=context.signer,
                 store=context.store,
                 lock=context.account_lock or asyncio.Lock(),
+                book=AccountBook.of(context.account_book),
                 timeout=context.tx_timeout,
                 finality_depth=context.finality_depth,
+                limits=self._limits,
+                reorg_window=config.reorg_window,
             )
+
+    async def start(self) -> None:
+        """Take up the transactions that an earlier run left open. Raises: StoreError, ChainError."""
+        if self._transactions is not None:
+            await self._transactions.start()
+
+    async def close(self) -> None:
+        """Stop pursuing transactions; they stay recorded. Idempotent."""
+        if self._transactions is not None:
+            await self._transactions.close()
 
     @property
     def chain_id(self) -> int:
@@ -137,11 +160,11 @@ class EthereumChain:
         return _warning(name, holder, match)
 
     async def holdings(self, holder: Address, funding_id: Bytes32) -> int:
-        """See `Chain.holdings`."""
+        """See `Chain.holdings`: at the configured depth, so that a deposit counts only when it stays."""
         return await self._holdings(holder, funding_id, await self._final_block())
 
     async def dispute(self, channel_id: ChannelID) -> Dispute:
-        """See `Chain.dispute`."""
+        """See `Chain.dispute`: at the latest block, so that a refutation is never late by the depth."""
         return await self._dispute(channel_id, "latest")
 
     def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
@@ -152,50 +175,75 @@ class EthereumChain:
         return feed.follow()
 
     async def quote_open(self, assets: tuple[tuple[Address | None, int], ...]) -> int:
-        """See `Chain.quote_open`: the dearest way, which is a dispute, at the fees offered now."""
-        gas = GAS_REGISTER + GAS_CONCLUDE + GAS_PER_FURTHER_ASSET * (len(assets) - 1)
+        """See `Chain.quote_open`.
+
+        The sum over the operations of gas times the maximum fee offered now, which is twice the base fee and the tip.
+        What comes later (register, conclude, withdraw) counts `reserve_factor` times, for a base fee that has risen
+        until then. One slack is added, because a node demands the whole gas limit when a transaction is sent.
+        """
+        now, later = 0, GAS_REGISTER + GAS_CONCLUDE + GAS_PER_FURTHER_ASSET * (len(assets) - 1)
+        numerator, denominator = GAS_MARGIN
+        later += later * (numerator - denominator) // denominator + GAS_SLACK
         for token, deposit in assets:
-            gas += GAS_WITHDRAW
+            later += GAS_WITHDRAW
             if deposit > 0:
-                gas += GAS_DEPOSIT_ETH if token is None else GAS_DEPOSIT_TOKEN
-        return gas * (await self._sender.fees()).max_fee
+                now += GAS_DEPOSIT_ETH if token is None else GAS_DEPOSIT_TOKEN
+        return (now + self._reserve_factor * later) * (await self._sender.fees()).max_fee
 
     # --------------------------------------------------------------------------------------------------------- writes
 
     async def deploy_holder(self, token: Address) -> Address:
         """See `Chain.deploy_holder`. A deployment that an earlier call did not see mined is taken over."""
         sender = self._sender
+        goal = f"deploy {self._adjudicator.hex()} {token.hex()}"
         data = load(ContractKind.ERC20_HOLDER).creation_code + abi.holder_arguments(self._adjudicator, token)
-        request = Request(f"deploy {self._adjudicator.hex()} {token.hex()}", "deploy ERC20AssetHolder", None, data)
-        async with sender.pursuing(request.goal):
-            done = await sender.settle(request.goal) or await sender.execute(request)
-        if done.contract is None:
-            raise ChainError(f"{request.tx_type}: transaction {done.tx_id} created no contract")
+        request = Request("deploy ERC20AssetHolder", None, data)
+        done = await sender.take_over(goal) or await sender.bring_about(goal, _always(request))
+        if done is None or done.contract is None:
+            raise ChainError(f"{request.tx_type}: no contract was created")
         return done.contract
 
     async def deposit(
-        self, holder: Address, token: Address | None, funding_id: Bytes32, amount: int, *, sent: Sent | None = None
+        self,
+        holder: Address,
+        token: Address | None,
+        funding_id: Bytes32,
+        amount: int,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
     ) -> None:
         """See `Chain.deposit`."""
-        sender = self._sender
         goal = f"fund {holder.hex()} {funding_id.hex()}"
 
         async def funded(block: BlockIdentifier) -> bool:
             return await self._holdings(holder, funding_id, block) >= amount
 
-        async with sender.pursuing(goal):
-            await sender.settle(goal, sent=sent)
-            missing = amount - await self._holdings(holder, funding_id, "latest")
-            if missing > 0:
-                value = missing if token is None else 0
-                request = Request(goal, "fund", holder, abi.call_deposit(funding_id, missing), value)
-                if token is None:
-                    await sender.execute(request, sent=sent)
-                else:
-                    await self._deposit_token(request, token, missing, sent)
-            await self._final("fund", funded)
+        async def missing() -> Request | None:
+            lacking = amount - await self._holdings(holder, funding_id, "latest")
+            if lacking <= 0:
+                return None
+            if token is not None:
+                await self._allow(token, holder, lacking, deadline)
+            return Request("fund", holder, abi.call_deposit(funding_id, lacking), lacking if token is None else 0)
 
-    async def register(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+        if token is None:
+            await self._until_final("fund", goal, missing, funded, sent, deadline)
+            return
+        # Deposits of one token take turns, because they use up one allowance.
+        async with self._sender.pursuing(f"allowance {token.hex()} {holder.hex()}"):
+            for attempt in range(ALLOWANCE_ATTEMPTS):
+                try:
+                    await self._until_final("fund", goal, missing, funded, sent, deadline)
+                    return
+                except TxReverted:
+                    lacking = amount - await self._holdings(holder, funding_id, "latest")
+                    if attempt + 1 == ALLOWANCE_ATTEMPTS or await self._allowance(token, holder) >= lacking:
+                        raise
+
+    async def register(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         """See `Chain.register`."""
         state = tx.state
         if state is None:
@@ -203,30 +251,31 @@ class EthereumChain:
         version = state.version
 
         def reached(dispute: Dispute) -> bool:
-            concluded = dispute.phase is DisputePhase.CONCLUDED
-            return dispute.registered and (concluded or dispute.version >= version)
+            return dispute.registered and (dispute.concluded or dispute.version >= version)
 
-        request = self._adjudicate("register", state.id, abi.call_register(params, tx), f"v{version}")
-        return await self._bring_about(request, state.id, reached, sent)
+        request = Request("register", self._adjudicator, abi.call_register(params, tx))
+        return await self._adjudicated(request, state.id, f"v{version}", reached, sent, deadline)
 
     async def conclude(self, params: Params, state: State, *, sent: Sent | None = None) -> Dispute:
         """See `Chain.conclude`. Waits some blocks where the node's estimates lag behind the concludable time."""
-        request = self._adjudicate("conclude", state.id, abi.call_conclude(params, state))
+        request = Request("conclude", self._adjudicator, abi.call_conclude(params, state))
         for _ in range(PATIENCE):
             try:
-                return await self._bring_about(request, state.id, _is_concluded, sent)
+                return await self._adjudicated(request, state.id, "", _is_concluded, sent)
             except TxReverted as error:
                 if TOO_EARLY not in error.reason:
                     raise
             await self._heads.wait(HEAD_PATIENCE)
-        return await self._bring_about(request, state.id, _is_concluded, sent)
+        return await self._adjudicated(request, state.id, "", _is_concluded, sent)
 
-    async def conclude_final(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+    async def conclude_final(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         """See `Chain.conclude_final`."""
         if tx.state is None:
             raise ChainError("only a fully signed state can be brought to the chain")
-        request = self._adjudicate("concludeFinal", tx.state.id, abi.call_conclude_final(params, tx))
-        return await self._bring_about(request, tx.state.id, _is_concluded, sent)
+        request = Request("concludeFinal", self._adjudicator, abi.call_conclude_final(params, tx))
+        return await self._adjudicated(request, tx.state.id, "", _is_concluded, sent, deadline)
 
     async def withdraw(
         self,
@@ -239,27 +288,32 @@ class EthereumChain:
         sent: Sent | None = None,
     ) -> int:
         """See `Chain.withdraw`. What an earlier call sent and did not see mined counts as withdrawn by this one."""
-        sender = self._sender
         funding_id = self._profile.funding_id(channel_id, participant)
         goal = f"withdraw {holder.hex()} {funding_id.hex()}"
+        since: int | None = None
 
         async def emptied(block: BlockIdentifier) -> bool:
             return await self._holdings(holder, funding_id, block) == 0
 
-        async with sender.pursuing(goal):
-            held = await self._holdings(holder, funding_id, "latest")
-            await sender.settle(goal, sent=sent)
+        async def remaining() -> Request | None:
+            nonlocal since
             amount = await self._holdings(holder, funding_id, "latest")
-            if amount > 0:
-                data = abi.call_withdraw(channel_id, participant, receiver, amount, await authorise(amount))
-                try:
-                    await sender.execute(Request(goal, "withdraw", holder, data), sent=sent)
-                except TxReverted:
-                    # Anybody may send the authorization once it is public; the receiver stays the same.
-                    if not await emptied("latest"):
-                        raise
-            await self._final("withdraw", emptied)
-            return max(held, amount)
+            if amount == 0:
+                return None
+            if since is None:
+                since = (await self._connection.head()).ref.number
+            data = abi.call_withdraw(channel_id, participant, receiver, amount, await authorise(amount))
+            return Request("withdraw", holder, data)
+
+        done = await self._until_final("withdraw", goal, remaining, emptied, sent)
+        if done is not None:
+            return _paid_out(done.logs, holder, funding_id)
+        if since is None:
+            return 0
+        # Somebody else sent our authorization, which anybody may once it is public; the receiver stays the same.
+        head = await self._connection.head()
+        logs = await self._connection.logs(holder, WITHDRAWN, since + 1, head.ref.number, about=funding_id)
+        return sum(abi.uint(bytes(log["data"])[:32]) for log in logs)
 
     # --------------------------------------------------------------------------------------------------------- inside
 
@@ -292,70 +346,100 @@ class EthereumChain:
             raise ContractInvalid(name, address.checksum, f"contracts of profile {match.entry.profile} are not spoken")
         return match
 
-    def _adjudicate(self, tx_type: str, channel_id: ChannelID, data: bytes, detail: str = "") -> Request:
-        return Request(f"{tx_type} {channel_id.hex()} {detail}".rstrip(), tx_type, self._adjudicator, data)
-
-    async def _bring_about(
-        self, request: Request, channel_id: ChannelID, reached: Callable[[Dispute], bool], sent: Sent | None
+    async def _adjudicated(
+        self,
+        request: Request,
+        channel_id: ChannelID,
+        detail: str,
+        reached: Callable[[Dispute], bool],
+        sent: Sent | None,
+        deadline: int | None = None,
     ) -> Dispute:
-        """Send `request` unless its goal is `reached`; a failure counts only when nobody else reached it either."""
-        sender = self._sender
+        """Send `request` unless its goal is `reached`; the dispute at the configured depth.
+
+        A failure counts only when nobody else reached the goal either.
+        """
 
         async def is_reached(block: BlockIdentifier) -> bool:
             return reached(await self._dispute(channel_id, block))
 
-        async with sender.pursuing(request.goal):
-            await sender.settle(request.goal, sent=sent)
-            if not await is_reached("latest"):
-                try:
-                    await sender.execute(request, sent=sent)
-                except TxReverted:
-                    if not await is_reached("latest"):
-                        raise
-            await self._final(request.tx_type, is_reached)
-        return await self._dispute(channel_id, "latest")
+        async def missing() -> Request | None:
+            return None if await is_reached("latest") else request
 
-    async def _final(self, tx_type: str, reached: Callable[[BlockIdentifier], Awaitable[bool]]) -> None:
-        """Wait until what is reached at the latest block is reached at the configured depth, whoever brought it about.
+        goal = f"{request.tx_type} {channel_id.hex()} {detail}".rstrip()
+        await self._until_final(request.tx_type, goal, missing, is_reached, sent, deadline)
+        return await self._dispute(channel_id, await self._final_block())
+
+    async def _until_final(
+        self,
+        tx_type: str,
+        goal: str,
+        missing: Make,
+        reached: Callable[[BlockIdentifier], Awaitable[bool]],
+        sent: Sent | None,
+        deadline: int | None = None,
+    ) -> Inclusion | None:
+        """Bring `goal` about until it is `reached` at the configured depth, whoever did it; our transaction, if any.
+
+        What a reorg undoes before it was that deep is brought about again. Raises: see `bring_about`.
+        """
+        for _ in range(ROUNDS):
+            done = await self._sender.bring_about(goal, missing, sent=sent, deadline=deadline)
+            if done is not None or await self._becomes_final(tx_type, reached):
+                return done
+        raise TxTimedOut(tx_type, "")
+
+    async def _becomes_final(self, tx_type: str, reached: Callable[[BlockIdentifier], Awaitable[bool]]) -> bool:
+        """Wait until what is reached at the latest block is reached at the configured depth; False if it is undone.
 
         Raises: TxTimedOut without a hash, NotReachable.
         """
         if self._finality_depth == 1:
-            return
+            return True
         try:
             async with asyncio.timeout(self._tx_timeout):
                 while not await reached(await self._final_block()):
+                    if not await reached("latest"):
+                        return False
                     await self._heads.wait(RECEIPT_INTERVAL)
+                return True
         except TimeoutError as error:
             raise TxTimedOut(tx_type, "") from error
 
-    async def _deposit_token(self, deposit: Request, token: Address, missing: int, sent: Sent | None) -> None:
-        """Raise the holder's allowance when it is too small, then deposit.
+    async def _allow(self, token: Address, holder: Address, missing: int, deadline: int | None) -> None:
+        """Raise the holder's allowance when it is too small; what is left over of an earlier one is used.
 
-        Sessions that share the account share the allowance too. Within one session deposits take turns; against
-        others the loser of a race raises the allowance again, and in every round somebody wins.
+        Some tokens refuse to change an allowance that is not zero; for them it is set to zero first.
+        Raises: InsufficientFunds, TxReverted.
         """
-        sender, holder = self._sender, deposit.to
-        assert holder is not None
-        account = sender.account
+        account = self._sender.account
         balance = await self.balance(account, token)
         if balance < missing:
             raise InsufficientFunds(f"{account.checksum} has {balance} of token {token.checksum}, {missing} are needed")
-        approval = Request(
-            f"approve {token.hex()} {holder.hex()}", deposit.tx_type, token, abi.call_approve(holder, missing)
-        )
-        async with sender.pursuing(approval.goal):
-            for attempt in range(ALLOWANCE_ATTEMPTS):
-                await sender.settle(approval.goal)
-                if await self._allowance(token, holder) < missing:
-                    await sender.execute(approval)
-                try:
-                    await sender.execute(deposit, sent=sent)
-                    return
-                except TxReverted:
-                    last_attempt = attempt + 1 == ALLOWANCE_ATTEMPTS
-                    if last_attempt or await self._allowance(token, holder) >= missing:
-                        raise
+        try:
+            await self._approve(token, holder, missing, deadline)
+        except TxReverted:
+            if await self._allowance(token, holder) == 0:
+                raise
+            await self._sender.bring_about(
+                f"approve {token.hex()} {holder.hex()}",
+                self._unless_allowed(token, holder, lambda allowance: allowance == 0, 0),
+                deadline=deadline,
+            )
+            await self._approve(token, holder, missing, deadline)
+
+    async def _approve(self, token: Address, holder: Address, missing: int, deadline: int | None) -> None:
+        goal = f"approve {token.hex()} {holder.hex()}"
+        enough = self._unless_allowed(token, holder, lambda allowance: allowance >= missing, missing)
+        await self._sender.bring_about(goal, enough, deadline=deadline)
+
+    def _unless_allowed(self, token: Address, holder: Address, fits: Callable[[int], bool], amount: int) -> Make:
+        async def make() -> Request | None:
+            if fits(await self._allowance(token, holder)):
+                return None
+            return Request("fund", token, abi.call_approve(holder, amount))
+
+        return make
 
     async def _allowance(self, token: Address, holder: Address) -> int:
         data = abi.call_allowance(self._sender.account, holder)
@@ -363,7 +447,20 @@ class EthereumChain:
 
 
 def _is_concluded(dispute: Dispute) -> bool:
-    return dispute.registered and dispute.phase is DisputePhase.CONCLUDED
+    return dispute.concluded
+
+
+def _always(request: Request) -> Make:
+    async def make() -> Request:
+        return request
+
+    return make
+
+
+def _paid_out(logs: tuple[Log, ...], holder: Address, funding_id: Bytes32) -> int:
+    """What the holder says in a transaction's logs about withdrawals of `funding_id`."""
+    told = (log for log in logs if log.contract == holder and log.topics == (WITHDRAWN, bytes(funding_id)))
+    return sum(abi.uint(log.data[:32]) for log in told)
 
 
 def _warning(name: str, address: Address, match: CodeMatch) -> str:

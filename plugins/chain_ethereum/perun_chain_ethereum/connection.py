@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from aiohttp import ServerDisconnectedError
-from eth_typing import HexStr
+from eth_typing import BlockNumber, HexStr
 from msgspec import Struct
 from web3 import AsyncWeb3
 from web3.eth import AsyncEth
-from web3.exceptions import ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
+from web3.exceptions import BlockNotFound, ContractLogicError, TransactionNotFound, Web3Exception, Web3RPCError
 from web3.types import BlockIdentifier, FilterParams, LogReceipt, RPCEndpoint, TxParams, TxReceipt, Wei
 
 from perun_core.errors import ChainError, NotReachable, WrongChain
@@ -63,6 +63,25 @@ class KnownTx(Struct, frozen=True):
     data: bytes
     value: int
     gas: int
+
+
+class Log(Struct, frozen=True):
+    """One log of a mined transaction."""
+
+    contract: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+
+
+class Receipt(Struct, frozen=True):
+    """What became of a mined transaction; `contract` is what it created, if anything."""
+
+    block: int
+    block_hash: Bytes32
+    succeeded: bool
+    gas_used: int
+    contract: Address | None
+    logs: tuple[Log, ...]
 
 
 class Connection:
@@ -148,12 +167,23 @@ class Connection:
         """Broadcast a signed transaction. Raises: NodeRefused, CallReverted (some nodes execute it first)."""
         await self.ask(lambda eth: eth.send_raw_transaction(raw))
 
-    async def receipt(self, tx_hash: Bytes32) -> TxReceipt | None:
+    async def block_hash(self, number: int) -> Bytes32 | None:
+        """Hash of the block with that number; None when the chain is shorter."""
+
+        async def question(eth: AsyncEth) -> Bytes32 | None:
+            try:
+                return Bytes32(bytes((await eth.get_block(BlockNumber(number)))["hash"]))
+            except BlockNotFound:
+                return None
+
+        return await self.ask(question)
+
+    async def receipt(self, tx_hash: Bytes32) -> Receipt | None:
         """Receipt of a mined transaction; None while there is none."""
 
-        async def question(eth: AsyncEth) -> TxReceipt | None:
+        async def question(eth: AsyncEth) -> Receipt | None:
             try:
-                return await eth.get_transaction_receipt(_hash(tx_hash))
+                return _receipt(await eth.get_transaction_receipt(_hash(tx_hash)))
             except TransactionNotFound:
                 return None
 
@@ -177,14 +207,21 @@ class Connection:
 
         return await self.ask(question)
 
-    async def logs(self, contract: Address, topic: Bytes32, first: int, last: int) -> list[LogReceipt]:
-        """Logs of `contract` with `topic` in the blocks `first` … `last`. Raises: NodeRefused (limits of the node)."""
-        query: FilterParams = {
-            "address": _address(contract),
-            "topics": [HexStr("0x" + topic.hex())],
-            "fromBlock": cast(Any, hex(first)),
-            "toBlock": cast(Any, hex(last)),
-        }
+    async def logs(
+        self, contract: Address, topic: Bytes32, first: int, last: int, *, about: Bytes32 | None = None
+    ) -> list[LogReceipt]:
+        """Logs of `contract` with `topic` in the blocks `first` … `last`, only those `about` one subject if given.
+
+        Raises: NodeRefused (limits of the node).
+        """
+        query = _log_filter(contract, topic, about)
+        query["fromBlock"], query["toBlock"] = cast(Any, hex(first)), cast(Any, hex(last))
+        return await self.ask(lambda eth: eth.get_logs(query))
+
+    async def logs_of(self, contract: Address, topic: Bytes32, block: Bytes32) -> list[LogReceipt]:
+        """Logs of `contract` with `topic` in one block. Raises: NodeRefused when the node does not have the block."""
+        query = _log_filter(contract, topic, None)
+        query["blockHash"] = cast(Any, _hash(block))
         return await self.ask(lambda eth: eth.get_logs(query))
 
     # ----------------------------------------------------------------------------------------------------- new heads
@@ -299,6 +336,31 @@ def _tx(contract: Address | None, data: bytes, *, sender: Address | None, value:
     if sender is not None:
         tx["from"] = _address(sender)
     return tx
+
+
+def _log_filter(contract: Address, topic: Bytes32, about: Bytes32 | None) -> FilterParams:
+    topics = [_hash(topic)] if about is None else [_hash(topic), _hash(about)]
+    return {"address": _address(contract), "topics": topics}
+
+
+def _receipt(receipt: TxReceipt) -> Receipt:
+    created = receipt.get("contractAddress")
+    logs = tuple(
+        Log(
+            contract=Address.from_hex(str(log["address"])),
+            topics=tuple(bytes(topic) for topic in log["topics"]),
+            data=bytes(log["data"]),
+        )
+        for log in receipt["logs"]
+    )
+    return Receipt(
+        block=receipt["blockNumber"],
+        block_hash=Bytes32(bytes(receipt["blockHash"])),
+        succeeded=receipt["status"] != 0,
+        gas_used=receipt["gasUsed"],
+        contract=Address.from_hex(created) if created else None,
+        logs=logs,
+    )
 
 
 def _head(block: Mapping[str, Any]) -> Head:

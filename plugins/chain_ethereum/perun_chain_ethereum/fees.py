@@ -94,8 +94,7 @@ def raised(old: Offer, wanted: Offer, limit: int | None) -> Offer | None:
     max_fee = max(least.max_fee, wanted.max_fee)
     if limit is not None:
         max_fee = min(max_fee, limit)
-    tip = max(least.tip, min(wanted.tip, max_fee))
-    return Offer(max_fee=max(max_fee, tip), tip=tip) if limit is None or tip <= limit else None
+    return Offer(max_fee=max_fee, tip=max(least.tip, min(wanted.tip, max_fee)))
 
 
 def is_priced_out(max_fee: int, base_fee: int) -> bool:

@@ -41,6 +41,11 @@ class HeadFeed:
         """Whether nothing will come any more."""
         return self._closed
 
+    @property
+    def latest(self) -> Head | None:
+        """The newest head that was told; None while nobody follows, or the connection is interrupted."""
+        return self._latest
+
     async def follow(self) -> AsyncIterator[Head]:
         """The current head as soon as it is known, then every newer one, until the feed is closed."""
         seen: Head | None = None

@@ -8,7 +8,7 @@ it can ever be mined.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Collection, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -140,7 +140,7 @@ class AccountBook:
     _NAME: Final = "chain_ethereum"
 
     def __init__(self) -> None:
-        self._members: list[dict[int, Slot]] = []
+        self._members: list[tuple[dict[int, Slot], Collection[int]]] = []
         self._goals: dict[str, tuple[asyncio.Lock, int]] = {}
         self.left: dict[int, Slot] = {}
         """Slots of sessions that were closed, by nonce."""
@@ -155,23 +155,31 @@ class AccountBook:
             raise ChainError("what the node shares for the account is not this backend's")
         return book
 
-    def join(self, slots: dict[int, Slot]) -> None:
-        """Show the live `slots` of a session to the others."""
-        self._members.append(slots)
+    def join(self, slots: dict[int, Slot], settled: Collection[int]) -> None:
+        """Show a session's live `slots`, and the nonces it regards as used up for good, to the others."""
+        self._members.append((slots, settled))
         for nonce in slots:
             self.left.pop(nonce, None)
 
     def leave(self, slots: dict[int, Slot]) -> None:
         """The session is closing: from now on others keep an eye on its slots. Idempotent."""
-        if any(member is slots for member in self._members):
-            self._members = [member for member in self._members if member is not slots]
+        if any(member is slots for member, _ in self._members):
+            self._members = [entry for entry in self._members if entry[0] is not slots]
             self.left.update(slots)
 
     def slots(self) -> Iterator[Slot]:
         """Everything that may be on its way from the account."""
-        for member in self._members:
+        for member, _ in self._members:
             yield from member.values()
         yield from self.left.values()
+
+    def is_open(self, nonce: int) -> bool:
+        """Whether an open session has `nonce` under way."""
+        return any(nonce in member for member, _ in self._members)
+
+    def is_used(self, nonce: int) -> bool:
+        """Whether `nonce` may not be given to a new transaction."""
+        return nonce in self.left or any(nonce in member or nonce in settled for member, settled in self._members)
 
     def deadline(self, nonce: int) -> int | None:
         """The earliest deadline among the slots from `nonce` on: whoever waits behind it hurries it."""

@@ -210,6 +210,16 @@ async def test_a_deposit_that_was_broadcast_counts_as_possibly_there(
     assert isinstance(result, ChainFailed) and isinstance(result.error, told) and result.deposited is deposited
 
 
+@pytest.mark.parametrize("deposit", [True, False])
+async def test_a_chain_that_is_away_from_the_start_costs_no_dispute_unless_a_deposit_may_be_there(
+    bed: Bed, deposit: bool
+) -> None:
+    bed.chain.fail("head", NotReachable("gone"))
+    result = await bed.fund(deposit=deposit)
+    assert isinstance(result, ChainFailed) and isinstance(result.error, ChainUnreachable)
+    assert result.deposited is not deposit and bed.chain.calls == []
+
+
 async def test_nothing_is_deposited_after_the_own_deadline(bed: Bed) -> None:
     """O-22, for the second asset: the first took longer than the challenge duration."""
     bed.chain.balances[(ACCOUNT, None)] = 0
