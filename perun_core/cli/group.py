@@ -12,6 +12,7 @@ import click
 _OWN: Final[Mapping[str, tuple[str, str]]] = {
     "run": ("run", "Start the node."),
     "generate": ("generate", "Write demo configuration files and keys into the working directory."),
+    "doctor": ("doctor", "Say what keeps the node from working, and by when sessions must be open again."),
     "plugins": ("plugins", "Show which plugins are installed and enabled."),
     "version": ("version", "Print the version."),
 }

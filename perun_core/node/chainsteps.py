@@ -5,8 +5,9 @@ Every step checks on chain first whether its goal is reached, so that it may be 
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from msgspec import Struct
 
@@ -24,7 +25,7 @@ from ..errors import (
     TxTimedOut,
     UnknownInternal,
 )
-from ..ports.chain import Chain
+from ..ports.chain import BlockRef, Chain
 from ..profile import Profile
 from ..protocol.effects import (
     AwaitConcludable,
@@ -46,6 +47,9 @@ SECONDARY_BLOCKS = 3
 PATIENCE = 2
 """Blocks that money on its way to our account gets before a deposit counts as impossible."""
 
+Share = tuple[int, Address, int, int]
+"""A deposit that is due: asset index, asset holder, participant index, amount in base units."""
+
 StepResult = ChainFunded | ChainRegistered | ChainMatured | ChainConcluded | ChainWithdrawn | ChainFailed
 
 
@@ -55,6 +59,8 @@ class StepContext(Struct, frozen=True):
     chain: Chain
     profile: Profile
     chain_url: str
+    tx_timeout: float
+    """Seconds until an unmined transaction, or a lost chain, is reported."""
     tx_timeout_text: str
     peer_alias: str
     own_index: int
@@ -132,14 +138,11 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
             api_error = chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text)
             return ChainFailed(api_error, deposited=sent)
     missing = wanted
-    async for block in chain.blocks():
-        still = []
-        for entry in missing:
-            _, holder, part, amount = entry
-            funding_id = context.profile.funding_id(channel_id, step.params.parts[part])
-            if await chain.holdings(holder, funding_id) < amount:
-                still.append(entry)
-        missing = still
+    async for block in _blocks(context):
+        try:
+            missing = await _still_missing(missing, step, context, channel_id)
+        except NotReachable:
+            continue  # a short outage is no reason to give a channel up that may be funded already
         if not missing:
             return ChainFunded()
         if block.timestamp >= deadline:
@@ -147,6 +150,34 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
     if any(part != own for _, _, part, _ in missing):
         return ChainFailed(PeerNotFunded(context.peer_alias))
     return ChainFailed(UnknownInternal("own deposit was not confirmed in time"))
+
+
+async def _blocks(context: StepContext) -> AsyncIterator[BlockRef]:
+    """New heads. Raises: NotReachable when the chain says nothing for as long as a transaction may take."""
+    blocks = context.chain.blocks()
+    while True:
+        try:
+            async with asyncio.timeout(context.tx_timeout):
+                block = await anext(blocks)
+        except TimeoutError:
+            block = await context.chain.head()
+            blocks = context.chain.blocks()
+        except StopAsyncIteration:
+            raise NotReachable("the chain's blocks ended") from None
+        yield block
+
+
+async def _still_missing(
+    wanted: list[Share], step: FundChannel, context: StepContext, channel_id: ChannelID
+) -> list[Share]:
+    """The deposits of `wanted` that the chain does not show yet. Raises: ChainError."""
+    missing = []
+    for share in wanted:
+        _, holder, part, amount = share
+        funding_id = context.profile.funding_id(channel_id, step.params.parts[part])
+        if await context.chain.holdings(holder, funding_id) < amount:
+            missing.append(share)
+    return missing
 
 
 async def _deposit(

@@ -244,6 +244,7 @@ class Session:
             chain=parts.chain,
             profile=parts.profile,
             chain_url=parts.chain_url,
+            tx_timeout=parts.tx_timeout.seconds,
             tx_timeout_text=str(parts.tx_timeout),
             peer_alias=view.peer_alias,
             own_index=record.own_index,

@@ -86,6 +86,7 @@ class Bed:
             chain=chain,
             profile=PROFILE,
             chain_url="ws://chain",
+            tx_timeout=60.0,
             tx_timeout_text="1m0s",
             peer_alias="bob",
             own_index=0,

@@ -45,6 +45,9 @@ class Node:
         self.limit = limit
         self.failures = 0
         self.asked: list[tuple[int, int]] = []
+        self.forks: dict[int, int] = {}
+        self.by_hash = True
+        self.height = 10**9
 
     async def logs(self, contract: Address, topic: Bytes32, first: int, last: int) -> list[dict[str, Any]]:
         assert (contract, topic) == (ADJUDICATOR, abi.CHANNEL_UPDATE)
@@ -55,6 +58,23 @@ class Node:
             raise NodeRefused(-32005, "query exceeds max block range")
         self.asked.append((first, last))
         return [entry for n in range(first, last + 1) for entry in self.logs_by_block.get(n, [])]
+
+    async def logs_of(self, contract: Address, topic: Bytes32, block: Bytes32) -> list[dict[str, Any]]:
+        assert (contract, topic) == (ADJUDICATOR, abi.CHANNEL_UPDATE)
+        if self.failures:
+            self.failures -= 1
+            raise NotReachable("away")
+        number = int.from_bytes(block[24:], "big")
+        if not self.by_hash:
+            raise NodeRefused(-32602, "invalid argument: blockHash")
+        if block != await self.block_hash(number):
+            raise NodeRefused(-32000, "unknown block")
+        self.asked.append((number, number))
+        return self.logs_by_block.get(number, [])
+
+    async def block_hash(self, number: int) -> Bytes32 | None:
+        fork = max((fork for first, fork in self.forks.items() if number >= first), default=0)
+        return block_hash(number, fork) if number <= self.height else None
 
 
 class Heads:
@@ -104,7 +124,7 @@ async def test_a_node_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatc
 async def test_only_new_blocks_are_asked_for_while_heads_follow_each_other() -> None:
     node = Node()
     await read(node, Heads(head(300), head(301), head(302)), 290)
-    assert node.asked == [(291, 300), (301, 301), (302, 302)]
+    assert node.asked == [(163, 290), (291, 299), (300, 300), (301, 301), (302, 302)]
 
 
 async def test_an_exchanged_block_gives_its_new_events_and_the_old_ones_only_once() -> None:
@@ -115,12 +135,14 @@ async def test_an_exchanged_block_gives_its_new_events_and_the_old_ones_only_onc
             yield head(299)
             yield head(300)
             node.logs_by_block[300] = [log(300, 0, fork=1)]
+            node.forks[300] = 1
             yield head(301, fork=1)
 
     items = await read(node, Reorganised(), 150)
     hashes = [event.block_hash for item in items for event in item.events]
     old, new = block_hash(300), block_hash(300, fork=1)
     assert hashes == [block_hash(200), block_hash(200), old, old, new]
+    assert [(event.block_hash, event.log_index) for item in items for event in item.undone] == [(old, 1), (old, 0)]
 
 
 async def test_a_chain_shorter_than_the_cursor_gives_nothing_and_keeps_the_cursor() -> None:
