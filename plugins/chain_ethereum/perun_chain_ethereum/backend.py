@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from perun_core.channel import Params, State, Transaction
@@ -223,9 +224,10 @@ class EthereumChain:
             lacking = amount - await self._holdings(holder, funding_id, "latest")
             if lacking <= 0:
                 return None
-            if token is not None:
-                await self._allow(token, holder, lacking, deadline)
-            return Request("fund", holder, abi.call_deposit(funding_id, lacking), lacking if token is None else 0)
+            data = abi.call_deposit(funding_id, lacking)
+            if token is None:
+                return Request("fund", holder, data, lacking)
+            return Request("fund", holder, data, prepare=partial(self._allow, token, holder, lacking, deadline))
 
         if token is None:
             await self._until_final("fund", goal, missing, funded, sent, deadline)

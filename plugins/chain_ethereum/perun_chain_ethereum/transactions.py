@@ -87,6 +87,8 @@ class Request(Struct, frozen=True):
     to: Address | None
     data: bytes
     value: int = 0
+    prepare: Callable[[], Awaitable[None]] | None = None
+    """Reaches what must be there before the transaction can succeed; called only when it is about to be sent."""
 
 
 Make = Callable[[], Awaitable[Request | None]]
@@ -202,7 +204,11 @@ class AccountTransactions:
                         return done
                     if failure is not None:
                         raise failure
-                    ticket = await self._resume(goal) or await self._send(goal, request, deadline)
+                    ticket = await self._resume(goal)
+                    if ticket is None:
+                        if request.prepare is not None:
+                            await request.prepare()
+                        ticket = await self._send(goal, request, deadline)
                 if sent is not None:
                     await sent(ticket.slot.tx_id)
                 try:
@@ -238,7 +244,7 @@ class AccountTransactions:
 
         Raises: ChainError when the chain has no EIP-1559 fees.
         """
-        head, base_fee = await self._head()
+        _, base_fee = await self._head()
         return fees.offer(base_fee=base_fee, tip=await self._connection.tip(), urgency=Urgency.CALM)
 
     async def _join(self, goal: str, deadline: int | None) -> _Ticket | None:
@@ -610,12 +616,15 @@ class AccountTransactions:
             if slot is None:
                 continue
             if nonce >= pending and await self._connection.transaction(slot.tx_hash) is None:
-                await self._rebroadcast(slot, head)
+                await self._rebroadcast(slot, head, first=nonce == mined)
             elif self._needs_more(slot, head, first=nonce == mined):
                 await self._replace(slot, head, first=nonce == mined)
 
-    async def _rebroadcast(self, slot: Slot, head: Head) -> None:
-        """The node has lost the transaction, or never got it."""
+    async def _rebroadcast(self, slot: Slot, head: Head, *, first: bool) -> None:
+        """The node has lost the transaction, or never got it. `first`: see `_replace`."""
+        if first and not slot.newest.gives_up and await self._would_fail(slot):
+            await self._replace(slot, head, gives_up=True)
+            return
         logger.info("%s: broadcasting transaction %s again", slot.goal, slot.tx_id)
         try:
             await self._broadcast(slot)

@@ -116,8 +116,10 @@ class Ledger:
         )
         return ChainContext(**{name: changes.get(name, getattr(context, name)) for name in context.__struct_fields__})
 
-    def open(self, signer: TxSigner | None = None, **changes: Any) -> AbstractAsyncContextManager[Chain]:
-        return open_chain(EthereumConfig(poll_interval=0.1), self.context(signer, **changes))
+    def open(
+        self, signer: TxSigner | None = None, *, config: EthereumConfig | None = None, **changes: Any
+    ) -> AbstractAsyncContextManager[Chain]:
+        return open_chain(config or EthereumConfig(poll_interval=0.1), self.context(signer, **changes))
 
 
 def rpc(url: str, method: str, *params: object) -> Any:

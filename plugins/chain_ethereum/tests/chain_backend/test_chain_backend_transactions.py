@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from perun_chain_ethereum.transactions import TxRecord
+from perun_chain_ethereum.opening import EthereumConfig
+from perun_chain_ethereum.slots import Slot
 from perun_core.errors import (
     ChainError,
     ContractInvalid,
@@ -33,6 +34,9 @@ from perun_core.values import Address, Bytes32
 from .conftest import ETHER, Channel, Key, Ledger, cable_to
 
 Funded = Callable[..., Any]
+FORGETFUL = EthereumConfig(reorg_window=0)
+"""Forgets a transaction as soon as it is final."""
+
 NOBODY = Address(b"\x11" * 20)
 
 
@@ -47,10 +51,10 @@ async def mining_stopped(ledger: Ledger) -> AsyncIterator[None]:
         await ledger.mine()
 
 
-def records(store: MemoryStore) -> list[TxRecord]:
+def records(store: MemoryStore) -> list[Slot]:
     """The transactions that a store remembers."""
     return [
-        msgspec.msgpack.decode(value, type=TxRecord)
+        msgspec.msgpack.decode(value, type=Slot)
         for (table, _), value in sorted(store.rows.items())
         if table is Table.TRANSACTIONS
     ]
@@ -65,7 +69,7 @@ async def test_a_deposit_that_is_not_mined_in_time_is_not_made_twice(instant: Le
     payer, store = await funded(instant), MemoryStore()
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
     funding_id = channel.funding_id(0)
-    async with instant.open(payer, tx_timeout=0.5, store=store) as chain:
+    async with instant.open(payer, tx_timeout=0.5, store=store, config=FORGETFUL) as chain:
         async with mining_stopped(instant):
             with pytest.raises(TxTimedOut) as caught:
                 await chain.deposit(instant.eth_holder, None, funding_id, ETHER)
@@ -103,12 +107,11 @@ async def test_a_transaction_the_node_has_lost_is_broadcast_again(instant: Ledge
     payer, store = await funded(instant), MemoryStore()
     channels = [Channel((instant.eth_holder,), ((ETHER, 0),)) for _ in range(2)]
     first, second = (channel.funding_id(0) for channel in channels)
-    async with instant.open(payer, tx_timeout=0.5, store=store) as chain:
+    async with instant.open(payer, tx_timeout=0.5, store=store, config=FORGETFUL) as chain:
         async with mining_stopped(instant):
             with pytest.raises(TxTimedOut) as caught:
                 await chain.deposit(instant.eth_holder, None, first, ETHER)
             await instant.rpc("anvil_dropTransaction", caught.value.tx_id)
-            assert await count(instant, payer, "pending") == 0
         # The next transaction of the account must not wait behind the gap.
         await chain.deposit(instant.eth_holder, None, second, ETHER)
         assert await chain.holdings(instant.eth_holder, second) == ETHER
@@ -122,11 +125,12 @@ async def test_a_nonce_that_somebody_else_used_is_not_waited_for(instant: Ledger
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
     async with instant.open(payer, tx_timeout=0.5) as chain:
         async with mining_stopped(instant):
-            with pytest.raises(TxTimedOut) as caught:
+            with pytest.raises(TxTimedOut):
                 await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
-            await instant.rpc("anvil_dropTransaction", caught.value.tx_id)
-        raw = await payer.sign(UnsignedTx(1337, 0, 10**9, 20 * 10**9, 21000, NOBODY, 1, b""))
-        await instant.rpc("eth_sendRawTransaction", "0x" + raw.hex())
+            assert await count(instant, payer, "pending") == 1
+            # Another process with the same key is willing to pay more for its own transaction.
+            raw = await payer.sign(UnsignedTx(1337, 0, 10**11, 10**12, 21000, NOBODY, 1, b""))
+            await instant.rpc("eth_sendRawTransaction", "0x" + raw.hex())
         await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
         assert await chain.holdings(instant.eth_holder, channel.funding_id(0)) == ETHER
     assert await count(instant, payer) == 2
@@ -135,7 +139,7 @@ async def test_a_nonce_that_somebody_else_used_is_not_waited_for(instant: Ledger
 async def test_a_record_is_durable_before_its_transaction_is_broadcast(instant: Ledger, funded: Funded) -> None:
     payer, store = await funded(instant), MemoryStore()
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
-    async with instant.open(payer, store=store) as chain:
+    async with instant.open(payer, store=store, config=FORGETFUL) as chain:
         store.fail_commit(1, StoreBroken("disk gone"))
         with pytest.raises(StoreError):
             await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
@@ -149,7 +153,7 @@ async def test_a_signature_that_cannot_be_had_leaves_no_gap(instant: Ledger, fun
     payer, store = await funded(instant), MemoryStore()
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
     sign, payer.sign = payer.sign, _unable
-    async with instant.open(payer, store=store) as chain:
+    async with instant.open(payer, store=store, config=FORGETFUL) as chain:
         with pytest.raises(KeyManagerError):
             await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
         payer.sign = sign
@@ -171,7 +175,7 @@ async def test_a_refused_transaction_leaves_no_gap(instant: Ledger, funded: Fund
         return await sign(msgspec.structs.replace(tx, chain_id=1))
 
     payer.sign = for_another_chain
-    async with instant.open(payer, store=store) as chain:
+    async with instant.open(payer, store=store, config=FORGETFUL) as chain:
         with pytest.raises(ChainError, match="fund"):
             await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
         assert records(store) == []
@@ -184,7 +188,7 @@ async def test_a_connection_lost_while_sending_neither_repeats_nor_blocks(instan
     payer, store = await funded(instant), MemoryStore()
     channels = [Channel((instant.eth_holder,), ((ETHER, 0),)) for _ in range(2)]
     sign = payer.sign
-    async with cable_to(instant) as (cable, ledger), ledger.open(payer, store=store) as chain:
+    async with cable_to(instant) as (cable, ledger), ledger.open(payer, store=store, config=FORGETFUL) as chain:
 
         async def sign_and_lose(tx: UnsignedTx) -> bytes:
             await cable.cut()
@@ -255,7 +259,7 @@ async def test_a_transaction_that_fails_when_mined_is_an_error_and_can_be_repeat
     payer, store = await funded(instant, tokens=5), MemoryStore()
     channel = Channel((instant.token_holder,), ((5, 0),))
     funding_id = channel.funding_id(0)
-    async with instant.open(payer, store=store) as chain:
+    async with instant.open(payer, store=store, config=FORGETFUL) as chain:
         await chain.deposit(instant.token_holder, instant.token, funding_id, 1)
         await _transact(instant, payer, instant.token, "095ea7b3", instant.token_holder, 100)
         async with mining_stopped(instant):
