@@ -16,10 +16,10 @@ endif
 export ANVIL
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools geth demo test unit check format bench dist acceptance clean
+.PHONY: help install tools geth demo test unit check format bench dist acceptance faults-chain clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3")'
@@ -73,6 +73,12 @@ dist: install ## wheels of every distribution into dist/
 
 acceptance: install tools ## a black-box suite: make acceptance SUITE=DIR
 	$(BIN)/python tests/acceptance/run.py $(SUITE) $(ARGS)
+
+RUNS ?= 200
+SEED ?=
+
+faults-chain: install tools ## open, pay, something goes wrong, settle: make faults-chain RUNS=n SEED=s
+	$(BIN)/python tests/faults/chain/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clean: ## remove what was built, not what was installed
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""What benchmarks of the chain side share: two nodes on anvil, and a proxy that counts what alice's node asks the chain.
+"""What benchmarks of the chain side share: two nodes on anvil, and a proxy that counts what alice's node asks it.
 
 Nodes are processes that are started and used through public commands and the published API; anvil stands for the chain,
 because its blocks can be made when they are wanted. Databases are read as copies, or while no session is open.
@@ -120,12 +120,16 @@ def codec() -> RecordCodec:
     return RecordCodec(PROFILE, AppRegistry())
 
 
-async def records(database: Path, scratch: Path) -> list[ChannelRecord]:
-    """The channels in a consistent copy of `database`, which may be in use; the copy is made in `scratch`."""
+def _copied(database: Path, scratch: Path) -> None:
     scratch.mkdir()
     source = sqlite3.connect(f"{(database / 'store.db').as_uri()}?mode=ro", uri=True)
     with closing(source), closing(sqlite3.connect(scratch / "store.db")) as copy:
         source.backup(copy)
+
+
+async def records(database: Path, scratch: Path) -> list[ChannelRecord]:
+    """The channels in a consistent copy of `database`, which may be in use; the copy is made in `scratch`."""
+    _copied(database, scratch)
     found = []
     async with open_sqlite(SqliteConfig(), StoreContext(scratch)) as store:
         after: bytes | None = None
@@ -138,8 +142,10 @@ async def records(database: Path, scratch: Path) -> list[ChannelRecord]:
 async def write_records(database: Path, channels: Iterable[ChannelRecord]) -> None:
     """Add channels to a database that nobody uses."""
     encoder = codec()
-    async with open_sqlite(SqliteConfig(), StoreContext(database)) as store:
-        await store.commit([op for record in channels for op in encoder.operations(record, claim=True)])
+    batch = [op for record in channels for op in encoder.operations(record, claim=True)]
+    if batch:
+        async with open_sqlite(SqliteConfig(), StoreContext(database)) as store:
+            await store.commit(batch)
 
 
 # -------------------------------------------------------------------------------------------------------------- output

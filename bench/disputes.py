@@ -3,9 +3,9 @@
 
 Alice and Bob open N channels through the API of their nodes and make one payment on each. Bob's node ends. Somebody
 registers version 0 of all N channels from a copy of Bob's database, as fast as blocks can hold them. Alice's node must
-refute every one before its deadline, conclude and withdraw; the chain's clock is moved on in between, everything else is
-real. Prints how the cost of a channel changes with N; with --json FILE also writes it. Exit code 1 when a channel was
-not resolved in time, 2 when nothing could be measured.
+refute every one before its deadline, conclude and withdraw; the chain's clock is moved on in between, everything else
+is real. Prints how the cost of a channel changes with N; with --json FILE also writes it. Exit code 1 when a channel
+was not resolved in time, 2 when nothing could be measured.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Registry:
         return logs
 
     def restart(self) -> None:
-        """Count from the next block on."""
-        self._from = self._place.head()[0] + 1
+        """Count from the latest block on."""
+        self._from = self._place.head()[0]
 
     def updates(self) -> list[tuple[str, int, int, int, int]]:
         """(channel, version, phase, timeout, block) of every event of the adjudicator."""
@@ -331,7 +331,8 @@ def lines(rounds: Iterable[Round], surroundings: Mapping[str, object]) -> Iterab
     )
     for each in rounds:
         yield (
-            f"{each.channels:>8}{each.refuting.seconds:>10.1f} s{each.least_margin:>7} s{each.collecting.seconds:>12.1f} s"
+            f"{each.channels:>8}{each.refuting.seconds:>10.1f} s{each.least_margin:>7} s"
+            f"{each.collecting.seconds:>12.1f} s"
             f"{each.refuting.cpu + each.collecting.cpu:>8.2f}{1e3 * each.cpu_per_channel:>9.1f}"
             f"{each.cpu_per_channel / first.cpu_per_channel:>7.2f}{each.calls_per_channel:>8.1f}"
             f"{each.calls_per_channel / first.calls_per_channel:>7.2f}{each.rss_before:>12.0f}{each.rss_peak:>7.0f}"

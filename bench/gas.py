@@ -9,8 +9,8 @@ the same change that causes it); --json FILE writes the rows.
 What each measure saves in a whole ETH channel of two parties (two deposits, concludeFinal, two withdrawals):
 
 - one word per funding or channel ID for amount and flags: a settlement writes its flag where it looks up the deposits
-  of the channel as a whole anyway, 2,100; a withdrawal sees in the entry of the participant that the channel is settled,
-  2,100 each. The price is a limit of 2^254 - 1 on amounts;
+  of the channel as a whole anyway, 2,100; a withdrawal sees in the entry of the participant that the channel is
+  settled, 2,100 each. The price is a limit of 2^254 - 1 on amounts;
 - shares are written while deposits are counted, in one pass, as if the channel could pay; the rare channel that cannot
   is undone. The flag doubles as the mark of a participant that was counted already (DEV-1). About 600;
 - parameters and states that arrive in canonical encoding are hashed from a copy of calldata instead of being decoded
@@ -27,9 +27,9 @@ withdrawal, together 284,706 or 11.9 % below the baseline (ERC-20: 327,442, 12.6
 leave about 6,000 gas for all computing in five transactions: dispatching, strict decoding, every check and its
 reason, hashing. Ours take about 11,300. What could buy more was not bought:
 
-- asking the adjudicator instead of keeping a settled flag (20,000 per settlement): between the conclusion and the payout
-  of the second asset, a hostile first asset could withdraw deposits that the outcome gives to others; and a holder would
-  no longer refuse a second outcome by itself;
+- asking the adjudicator instead of keeping a settled flag (20,000 per settlement): between the conclusion and the
+  payout of the second asset, a hostile first asset could withdraw deposits that the outcome gives to others; and a
+  holder would no longer refuse a second outcome by itself;
 - not storing the state hash of a channel that is concluded at once (22,100): `disputes` has to tell clients which state
   counted, and registering that state again has to stay a silent no-op;
 - accepting the raw bytes that were signed without comparing them with the canonical encoding (about 1,200): what is

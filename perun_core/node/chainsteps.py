@@ -22,6 +22,7 @@ from ..errors import (
     PortError,
     StoreError,
     TransactionTimedOut,
+    TxReverted,
     TxTimedOut,
     UnknownInternal,
 )
@@ -42,7 +43,10 @@ from ..values import Address, Bytes32, ChannelID, Sig
 log = logging.getLogger(__name__)
 
 SECONDARY_BLOCKS = 3
-"""New blocks the other side gets to conclude a final state before we pay for it: 2 and the finality depth of 1."""
+"""New blocks the other side gets to conclude before we pay for it: 2 and the finality depth of 1."""
+
+OUTAGE_PAUSE = 1.0
+"""Seconds before a deposit is tried again while the chain does not answer."""
 
 PATIENCE = 2
 """Blocks that money on its way to our account gets before a deposit counts as impossible."""
@@ -92,8 +96,8 @@ async def run_step(step: ChainStep, context: StepContext, channel_id: ChannelID)
                 return ChainRegistered(await context.chain.register(params, tx))
             case AwaitConcludable(at):
                 return await _await_concludable(at, context, channel_id)
-            case ConcludeState(params, state):
-                return ChainConcluded((await context.chain.conclude(params, state)).version)
+            case ConcludeState():
+                return await _conclude(step, context, channel_id)
             case ConcludeFinal():
                 return await _conclude_final(step, context, channel_id)
             case WithdrawHoldings():
@@ -126,17 +130,15 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
     if step.deposit:
         try:
             for _, holder, part, amount in wanted:
-                if part != own:
-                    continue
-                if (await chain.head()).timestamp >= deadline:
-                    break  # O-22: never deposit after our own deadline
-                funding_id = context.profile.funding_id(channel_id, step.params.parts[own])
-                await _deposit(context, holder, funding_id, amount, broadcast)
-        except InsufficientFunds as error:
+                if part == own:
+                    funding_id = context.profile.funding_id(channel_id, step.params.parts[own])
+                    await _deposit(context, holder, funding_id, amount, deadline=deadline, sent=broadcast)
+        except (InsufficientFunds, TxReverted) as error:  # the chain has nothing of this deposit and never will
             return ChainFailed(UnknownInternal(f"own account cannot fund the channel: {error}"), deposited=sent)
-        except ChainError as error:
-            api_error = chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text)
-            return ChainFailed(api_error, deposited=sent)
+        except (ChainError, KeyManagerError, StoreError) as error:
+            # It may be on its way although nobody confirmed it: the channel has to bring it back.
+            return ChainFailed(chain_error(error, url=context.chain_url, tx_timeout=context.tx_timeout_text))
+    at_risk = sent or not step.deposit
     missing = wanted
     async for block in _blocks(context):
         try:
@@ -148,8 +150,8 @@ async def _fund(step: FundChannel, context: StepContext, channel_id: ChannelID) 
         if block.timestamp >= deadline:
             break
     if any(part != own for _, _, part, _ in missing):
-        return ChainFailed(PeerNotFunded(context.peer_alias))
-    return ChainFailed(UnknownInternal("own deposit was not confirmed in time"))
+        return ChainFailed(PeerNotFunded(context.peer_alias), deposited=at_risk)
+    return ChainFailed(UnknownInternal("own deposit was not confirmed in time"), deposited=at_risk)
 
 
 async def _blocks(context: StepContext) -> AsyncIterator[BlockRef]:
@@ -181,19 +183,45 @@ async def _still_missing(
 
 
 async def _deposit(
-    context: StepContext, holder: Address, funding_id: Bytes32, amount: int, sent: Callable[[str], Awaitable[None]]
+    context: StepContext,
+    holder: Address,
+    funding_id: Bytes32,
+    amount: int,
+    *,
+    deadline: int,
+    sent: Callable[[str], Awaitable[None]],
 ) -> None:
-    """One deposit; money on its way to our account gets a few blocks to arrive. Raises: ChainError."""
-    blocks = 0
-    async for _ in context.chain.blocks():
+    """One deposit, never begun after `deadline` in block time (O-22); repeating it cannot deposit twice.
+
+    Money on its way to our account gets a few blocks to arrive, a lost chain gets the time a transaction may take.
+    Raises: ChainError.
+    """
+    short, lost_at = 0, None
+    while True:
         try:
+            if (await context.chain.head()).timestamp >= deadline:
+                return
             await context.chain.deposit(holder, context.token_of(holder), funding_id, amount, sent=sent)
             return
         except InsufficientFunds:
-            if blocks == PATIENCE:
+            if short == PATIENCE:
                 raise
-            blocks += 1
-    raise NotReachable("the chain's blocks ended")
+            short += 1
+            await _next_block(context)
+        except NotReachable:
+            now = asyncio.get_running_loop().time()
+            lost_at = now if lost_at is None else lost_at
+            if now - lost_at > context.tx_timeout:
+                raise
+            await asyncio.sleep(OUTAGE_PAUSE)
+
+
+async def _next_block(context: StepContext) -> None:
+    heads = 0
+    async for _ in _blocks(context):
+        heads += 1
+        if heads == 2:  # the first one is the head we know
+            return
 
 
 async def _await_concludable(at: int, context: StepContext, channel_id: ChannelID) -> StepResult:
@@ -207,18 +235,28 @@ async def _await_concludable(at: int, context: StepContext, channel_id: ChannelI
     raise NotReachable("the chain's blocks ended")
 
 
+async def _conclude(step: ConcludeState, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Both sides know the moment when a dispute is over: participant 1 lets 0 pay for it, so that neither's reverts."""
+    concluded = await _concluded_by_peer(context, channel_id) if context.own_index else None
+    return concluded or ChainConcluded((await context.chain.conclude(step.params, step.state)).version)
+
+
 async def _conclude_final(step: ConcludeFinal, context: StepContext, channel_id: ChannelID) -> StepResult:
-    if step.secondary:
-        waited = 0
-        async for _ in context.chain.blocks():
-            dispute = await context.chain.dispute(channel_id)
-            if dispute.concluded:
-                return ChainConcluded(dispute.version)
-            if waited == SECONDARY_BLOCKS:
-                break
-            waited += 1
-    dispute = await context.chain.conclude_final(step.params, step.tx)
-    return ChainConcluded(dispute.version)
+    concluded = await _concluded_by_peer(context, channel_id) if step.secondary else None
+    return concluded or ChainConcluded((await context.chain.conclude_final(step.params, step.tx)).version)
+
+
+async def _concluded_by_peer(context: StepContext, channel_id: ChannelID) -> ChainConcluded | None:
+    """What the other side concluded within SECONDARY_BLOCKS new blocks; None when it is on us. Raises: ChainError."""
+    waited = 0
+    async for _ in context.chain.blocks():
+        dispute = await context.chain.dispute(channel_id)
+        if dispute.concluded:
+            return ChainConcluded(dispute.version)
+        if waited == SECONDARY_BLOCKS:
+            break
+        waited += 1
+    return None
 
 
 async def _withdraw(step: WithdrawHoldings, context: StepContext, channel_id: ChannelID) -> StepResult:

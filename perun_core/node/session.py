@@ -71,6 +71,7 @@ from ..wire.messages import (
     UpdateRej,
     VirtualProposal,
 )
+from .absence import shown_span, shown_time
 from .chainsteps import PATIENCE, StepContext, chain_error
 from .channel import REJECTED_BY_USER, ChannelView, LiveChannel, decide_in_time
 from .currencies import Currency, CurrencyRegistry
@@ -202,7 +203,8 @@ class Session:
                 self._watcher.publish(record.params, record.current, live.post)
             live.start(machine.resume)
         self._spawn(self._watcher.run())
-        self._spawn(self._look_at_disputes())
+        # What happened on chain while we were away, beside what the event feed will say.
+        self._spawn(self._watcher.look())
         self._serving.set()
         return tuple(live.info() for live in self._channels.values() if live.is_open)
 
@@ -267,11 +269,6 @@ class Session:
         self._channels[record.channel_id] = live
         return live
 
-    async def _look_at_disputes(self) -> None:
-        """What happened on chain while we were away, beside what the event feed will say."""
-        for channel_id in tuple(self._channels):
-            await self._watcher.look(channel_id)
-
     def _on_archived(self, live: LiveChannel) -> None:
         log.info("%s: closed and archived", live.name)
         self._watcher.forget(live.snapshot.channel_id)
@@ -284,13 +281,7 @@ class Session:
     async def _end(self) -> None:
         """Stop everything and release every backend."""
         self.closed = True
-        absence = self._watcher.must_be_back_within()
-        if absence is not None:
-            log.warning(
-                "session of %s: channels stay open; be back within %d s, so that an outdated state can be refuted",
-                self.parts.off_chain.checksum,
-                absence,
-            )
+        self._say_when_to_be_back()
         self._proposal_feed.end()
         for live in self._channels.values():
             live.feed.end()
@@ -305,6 +296,17 @@ class Session:
         await self._hub.close()
         await self._stack.aclose()
         self.parts.on_closed(self)
+
+    def _say_when_to_be_back(self) -> None:
+        within, before = self._watcher.must_be_back_within(), self._watcher.must_be_back_before()
+        if within is None:
+            return
+        log.warning(
+            "session of %s: channels stay open; be back within %s%s, so that an outdated state can be refuted",
+            self.parts.off_chain.checksum,
+            shown_span(within),
+            "" if before is None else f", before {shown_time(before)}",
+        )
 
     async def shut_down(self) -> None:
         """The node goes away: everything is persisted already, channels go on at the next opening."""

@@ -149,7 +149,14 @@ class MemoryChain:
         return Address(keccak256(bytes(token) + len(self._blocks).to_bytes(8, "big"))[12:])
 
     async def deposit(
-        self, holder: Address, token: Address | None, funding_id: Bytes32, amount: int, *, sent: Sent | None = None
+        self,
+        holder: Address,
+        token: Address | None,
+        funding_id: Bytes32,
+        amount: int,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
     ) -> None:
         self._tokens[holder] = token
         key = (holder, funding_id)
@@ -163,7 +170,9 @@ class MemoryChain:
         self._holdings[key] += missing
         self.mine()
 
-    async def register(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+    async def register(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         assert tx.state is not None
         channel_id, known = tx.state.id, await self.dispute(tx.state.id)
         if known.concluded or (known.registered and known.version >= tx.state.version):
@@ -187,7 +196,9 @@ class MemoryChain:
         self._conclude(params, state, known)
         return self._disputes[state.id]
 
-    async def conclude_final(self, params: Params, tx: Transaction, *, sent: Sent | None = None) -> Dispute:
+    async def conclude_final(
+        self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
+    ) -> Dispute:
         assert tx.state is not None
         known = await self.dispute(tx.state.id)
         if known.concluded:

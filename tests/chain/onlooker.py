@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sqlite3
 import tempfile
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +16,10 @@ from eth_utils.crypto import keccak
 from perun_chain_ethereum import abi
 from perun_chain_ethereum.deploy import Deployment
 from perun_core.apps.registry import AppRegistry
+from perun_core.errors import StoreError
 from perun_core.ports.chain import Chain
 from perun_core.ports.keymgr import UnsignedTx
-from perun_core.ports.store import StoreContext, Table
+from perun_core.ports.store import Store, StoreContext, Table
 from perun_core.profile.gp090 import PROFILE
 from perun_core.protocol.records import ChannelRecord, RecordCodec
 from perun_core.values import Address
@@ -31,27 +31,39 @@ GWEI: Final = 10**9
 DATABASE_COPY_ATTEMPTS: Final = 5
 
 
-async def stored(person: Person, channel: str) -> ChannelRecord:
-    """The record of a channel as it is in the person's own database now; the node may go on using the database.
-
-    Raises: KeyError when there is none.
-    """
+@asynccontextmanager
+async def copy_of_database(person: Person) -> AsyncIterator[Store]:
+    """The person's own database as it is now; the node may go on using it."""
     for attempt in range(DATABASE_COPY_ATTEMPTS):
         with tempfile.TemporaryDirectory() as copy:
             for file in (person.home / "database").iterdir():
                 shutil.copy(file, copy)
-            try:
-                async with open_sqlite(SqliteConfig(), StoreContext(Path(copy))) as store:
-                    value = await store.get(Table.CHANNELS, bytes.fromhex(channel))
-            except (sqlite3.Error, OSError):
-                # Copied while it was being written.
-                if attempt + 1 == DATABASE_COPY_ATTEMPTS:
-                    raise
-                continue
-        if value is None:
-            raise KeyError(channel)
-        return RecordCodec(PROFILE, AppRegistry()).decode(bytes.fromhex(channel), value)
-    raise AssertionError("unreachable")
+            async with AsyncExitStack() as stack:
+                try:
+                    opening = open_sqlite(SqliteConfig(), StoreContext(Path(copy)))
+                    store = await stack.enter_async_context(opening)
+                    await store.scan(Table.CHANNELS)
+                except StoreError:
+                    # Copied while it was being written.
+                    if attempt + 1 == DATABASE_COPY_ATTEMPTS:
+                        raise
+                    continue
+                yield store
+                return
+
+
+async def stored(person: Person, channel: str) -> ChannelRecord:
+    """The record of a channel that is not withdrawn."""
+    async with copy_of_database(person) as store:
+        value = await store.get(Table.CHANNELS, bytes.fromhex(channel))
+    assert value is not None, f"{person.alias} has no channel {channel}"
+    return RecordCodec(PROFILE, AppRegistry()).decode(bytes.fromhex(channel), value)
+
+
+async def stored_channels(person: Person) -> list[str]:
+    """IDs of the channels that are not withdrawn."""
+    async with copy_of_database(person) as store:
+        return [key.hex() for key, _ in await store.scan(Table.CHANNELS)]
 
 
 def ledger_of(world: World) -> Ledger:
@@ -129,7 +141,7 @@ async def transact(world: World, key: Key, to: str | None, data: bytes) -> Any:
     raw = await key.sign(UnsignedTx(CHAIN_ID, nonce, GWEI, 100 * GWEI, 1_500_000, target, 0, data))
     tx = world.rpc("eth_sendRawTransaction", "0x" + raw.hex())
     async with asyncio.timeout(30):
-        while (receipt := world.rpc("eth_getTransactionReceipt", tx)) is None:
+        while (receipt := world.rpc("eth_getTransactionReceipt", tx)) is None:  # noqa: ASYNC110 - a node has no event
             await asyncio.sleep(0.1)
     assert receipt["status"] == "0x1", receipt
     return receipt

@@ -156,9 +156,7 @@ async def test_two_old_states_registered_in_one_block_are_both_refuted(town: Tow
     cheats = await asyncio.gather(Cheat.prepared(town, party), Cheat.prepared(town, party))
     world = town.world
     world.rpc("evm_setIntervalMining", 0)
-    registering = [
-        asyncio.ensure_future(register_directly(world, cheat.bob, cheat.old)) for cheat in cheats
-    ]
+    registering = [asyncio.ensure_future(register_directly(world, cheat.bob, cheat.old)) for cheat in cheats]
     await eventually(lambda: int(world.rpc("txpool_status")["pending"], 16) == 2)
     world.rpc("evm_mine")
     world.rpc("evm_setIntervalMining", 1)

@@ -169,17 +169,29 @@ async def test_another_chain_behind_the_same_address_is_refused_for_reading_and_
     with anvil(chain_id=5) as other:
         async with side.open(payer) as chain:
             side.proxy.retarget(other)
-            side.proxy.cut()
-            side.proxy.mend()
-            for question in (chain.head, lambda: chain.deposit(side.behind.eth_holder, None, channel.funding_id(0), 1)):
-                with pytest.raises((WrongChain, NotReachable)):
-                    await question()
+            with side.proxy.outage(), pytest.raises(NotReachable):
+                await chain.head()
+            with pytest.raises(WrongChain):
+                await chain.deposit(side.behind.eth_holder, None, channel.funding_id(0), 1)
             with pytest.raises(WrongChain):
                 await chain.head()
             side.proxy.retarget(side.direct.http)
             side.proxy.drop()
             await repeated(lambda: chain.deposit(side.behind.eth_holder, None, channel.funding_id(0), ETHER))
             assert await chain.holdings(side.behind.eth_holder, channel.funding_id(0)) == ETHER
+
+
+async def test_another_chain_on_a_new_connection_is_noticed_before_anything_is_asked(pushed: Side) -> None:
+    with anvil(chain_id=5) as other:
+        async with pushed.open() as chain:
+            pushed.proxy.retarget(other)
+            pushed.proxy.drop()
+            with pytest.raises((WrongChain, NotReachable)):
+                await chain.head()
+            with pytest.raises(WrongChain):
+                await chain.head()
+        methods = [each.method for each in pushed.proxy.seen]
+        assert methods[-1] == "eth_chainId"
 
 
 # ---- writes ----------------------------------------------------------------------------------------------------------
@@ -224,22 +236,25 @@ async def test_a_transaction_of_an_unknown_fate_is_found_again_after_a_restart(s
     assert await sent_by(side.direct, payer) == 1
 
 
-async def test_an_outage_between_broadcast_and_receipt_loses_nothing(side: Side, funded: Funded) -> None:
+async def test_an_outage_around_a_broadcast_loses_nothing(side: Side, funded: Funded) -> None:
     payer = await funded(side.direct)
     channel = Channel((side.direct.eth_holder,), ((0, 0),))
     async with side.open(payer) as chain:
-        sent = asyncio.Event()
+        away = asyncio.Event()
 
         async def note(tx_hash: str) -> None:
-            side.proxy.cut()
-            sent.set()
+            if not away.is_set():
+                side.proxy.cut()
+                away.set()
 
+        registering = asyncio.ensure_future(
+            repeated(lambda: chain.register(channel.params, channel.signed(4), sent=note))
+        )
+        await away.wait()
         with pytest.raises(NotReachable):
-            await chain.register(channel.params, channel.signed(4), sent=note)
-        assert sent.is_set()
+            await chain.head()
         side.proxy.mend()
-        dispute = await repeated(lambda: chain.register(channel.params, channel.signed(4)))
-        assert dispute.version == 4
+        assert (await registering).version == 4
     assert await sent_by(side.direct, payer) == 1
 
 
@@ -335,9 +350,7 @@ async def test_several_events_of_one_block_are_all_delivered_in_order(
     assert [event.log_index for event in seen] == sorted(event.log_index for event in seen)
 
 
-async def test_a_socket_on_which_heads_stop_is_noticed_by_asking(
-    pushed: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_socket_on_which_heads_stop_is_noticed_by_asking(pushed: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perun_chain_ethereum.heads.QUIET", 0.3)
     async with pushed.open() as chain, aclosing(chain.blocks()) as blocks:
         before = await anext(blocks)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from perun_chain_ethereum.testkeys import TEST_CONTRACTS
 from perun_core.errors import ContractInvalid, InsufficientFunds, TxReverted, WrongChain
 from perun_core.ports.chain import BlockEvents, ChannelEvent, DisputePhase
 from perun_core.testing.store import MemoryStore
@@ -177,6 +178,13 @@ async def test_a_holder_is_deployed_and_valid_for_its_token_only(geth_ledger: Le
         assert await chain.validate_holder("PRN", holder, ledger.token) == ""
         with pytest.raises(ContractInvalid):
             await chain.validate_holder("ETH", holder, None)
+
+
+def test_a_fresh_chain_gets_the_published_addresses(geth_ledger: Ledger) -> None:
+    """N6 on geth."""
+    found, published = geth_ledger.contracts, TEST_CONTRACTS
+    assert (found.adjudicator, found.eth) == (published["Adjudicator"], published["AssetHolderETH"])
+    assert (found.token, found.erc20) == (published["PerunToken"], published["AssetHolderERC20"])
 
 
 async def test_another_chain_id_is_refused(ledger: Ledger) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import collections
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +47,7 @@ def rpc_fixture() -> Callable[..., Any]:
 def run_until_line() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
     """Start a process and wait for the line of its output that matches; all are stopped at the end."""
     started: list[subprocess.Popen[str]] = []
+    drains: list[threading.Thread] = []
 
     def start(command: list[str], pattern: str) -> tuple[subprocess.Popen[str], str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -54,6 +57,10 @@ def run_until_line() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]
         for line in process.stdout:
             seen.append(line)
             if match := re.search(pattern, line):
+                # Whatever it says from now on has to go somewhere, or it stops when the pipe is full.
+                drain = threading.Thread(target=collections.deque, args=(process.stdout, 0), daemon=True)
+                drain.start()
+                drains.append(drain)
                 return process, match.group(1)
         raise AssertionError(f"ended with {process.wait()}:\n{''.join(seen)}")
 
@@ -65,6 +72,9 @@ def run_until_line() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    for drain in drains:
+        drain.join(10)
+    for process in started:
         if process.stdout is not None:
             process.stdout.close()
 

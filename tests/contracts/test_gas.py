@@ -43,8 +43,7 @@ def test_c21_a_rise_fails_the_script(gas: Any, tmp_path: Path) -> None:
     committed["withdraw ETH, all"] -= 1
     file = tmp_path / "committed.json"
     file.write_text(json.dumps(committed), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--committed", str(file)], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, str(SCRIPT), "--committed", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "withdraw ETH, all" in done.stderr

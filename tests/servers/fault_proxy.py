@@ -339,8 +339,8 @@ class FaultProxy:
         if self.stuck_at is None:
             return question
         block = hex(self.stuck_at)
-        params = [block if each in ("latest", "pending") else each for each in question.get("params") or ()]
-        if question["method"] == "eth_getLogs":
+        params: list[Any] = [block if each in ("latest", "pending") else each for each in question.get("params") or ()]
+        if question["method"] == "eth_getLogs" and "toBlock" in params[0]:
             last = min(int(params[0].get("toBlock", block), 16), self.stuck_at)
             params = [{**params[0], "toBlock": hex(last)}]
         return {**question, "params": params}
@@ -378,14 +378,14 @@ def log_ranges_up_to(blocks: int) -> dict[str, Any]:
 
     def too_long(request: Message) -> bool:
         query = request["params"][0]
-        return int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1 > blocks
+        return "toBlock" in query and int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1 > blocks
 
     return {"method": "eth_getLogs", "matches": too_long, "error": (-32005, f"block range is limited to {blocks}")}
 
 
 def raw_calls(selector: bytes) -> Matches:
     """Matches requests that broadcast a transaction calling `selector`."""
-    from eth_account.typed_transactions import TypedTransaction
+    from eth_account.typed_transactions.typed_transaction import TypedTransaction
     from hexbytes import HexBytes
 
     def matches(request: Message) -> bool:

@@ -25,12 +25,14 @@ from . import abi
 from .artifacts import ContractKind, load
 from .code_check import CodeInvalid, CodeMatch, identify
 from .connection import Connection, Log
+from .dispatch import GAS_MARGIN, GAS_SLACK, Request
 from .events import EventFeed
 from .fees import GWEI, Limits
 from .heads import HeadFeed
 from .opening import EthereumConfig
+from .pursuit import RECEIPT_INTERVAL
 from .slots import AccountBook
-from .transactions import GAS_MARGIN, GAS_SLACK, RECEIPT_INTERVAL, ROUNDS, AccountTransactions, Inclusion, Make, Request
+from .transactions import ROUNDS, AccountTransactions, Inclusion, Make
 
 if TYPE_CHECKING:
     from web3.types import BlockIdentifier

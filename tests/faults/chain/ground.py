@@ -7,7 +7,6 @@ about block time, which makes the outcome the same as on a slow chain.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,6 +46,8 @@ class Ground:
     time: int
     pace: int = NORMAL_PACE
     fee_factor: int = 1
+    seen: dict[str, int] = field(default_factory=dict)
+    """Transactions that waited to be mined, with the latest block of the moment when they were first seen."""
     _holding: int = 0
     _mining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -68,10 +69,10 @@ class Ground:
         async with self.session.post(self.http, json=batch) as response:
             answers = {answer["id"]: answer for answer in await response.json()}
         results = []
-        for number, (method, _) in enumerate(calls):
+        for number in range(len(calls)):
             answer = answers[number]
             if "error" in answer:
-                raise Refusal(f"{method}: {answer['error']}")
+                raise Refusal(answer["error"].get("message", str(answer["error"])))
             results.append(answer["result"])
         return results
 
@@ -114,7 +115,15 @@ class Ground:
         async with self._mining:
             self.time += self.pace
             fee = hex(BASE_FEE * self.fee_factor)
-            await self.rpcs(("anvil_setNextBlockBaseFeePerGas", (fee,)), ("evm_mine", (self.time,)))
+            pool, height, *_ = await self.rpcs(
+                ("txpool_content", ()),
+                ("eth_blockNumber", ()),
+                ("anvil_setNextBlockBaseFeePerGas", (fee,)),
+                ("evm_mine", (self.time,)),
+            )
+        for waiting in pool["pending"].values():
+            for tx in waiting.values():
+                self.seen.setdefault(tx["hash"], int(height, 16))
         self._block.set()
         self._block = asyncio.Event()
 
@@ -162,15 +171,31 @@ class Ground:
                 found += receipts
         return found
 
-    async def reason(self, receipt: dict[str, Any]) -> str | None:
-        """Why a transaction fails on the state before its block; None when it would have succeeded there."""
+    async def foreseeable(self, receipt: dict[str, Any]) -> tuple[str, bool]:
+        """Why a transaction failed, and whether that was so already when it was sent.
+
+        Tried on the block before the latest one of that moment: who sends has not heard of the latest yet.
+        """
+        mined = int(receipt["blockNumber"], 16)
         tx = await self.rpc("eth_getTransactionByHash", receipt["transactionHash"])
+        reason = await self._reason(tx, mined - 1)
+        sent = self.seen.get(tx["hash"], mined - 1)
+        return reason, bool(reason) and await self._reason(tx, sent - 1) == reason
+
+    async def _reason(self, tx: dict[str, Any], block: int) -> str:
+        """Why `tx` fails on the state of `block`; empty when it does not."""
         call = {"from": tx["from"], "to": tx["to"], "data": tx["input"], "value": tx["value"], "gas": tx["gas"]}
         try:
-            await self.rpc("eth_call", call, hex(int(receipt["blockNumber"], 16) - 1))
+            await self.rpc("eth_call", call, hex(block))
         except Refusal as refusal:
             return str(refusal)
-        return None
+        return ""
+
+    async def name_of(self, receipt: dict[str, Any]) -> str:
+        """What a transaction calls."""
+        tx = await self.rpc("eth_getTransactionByHash", receipt["transactionHash"])
+        called = bytes.fromhex(tx["input"][2:10])
+        return next((name for name, selector in abi.SELECTORS.items() if selector == called), "another call")
 
     async def register_as(self, account: Key, call: bytes) -> str:
         """Send `call` to the adjudicator from `account`, past any node; the transaction's hash."""

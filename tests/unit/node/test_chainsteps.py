@@ -21,6 +21,7 @@ from perun_core.errors import (
     TxTimedOut,
     UnknownInternal,
 )
+from perun_core.node import chainsteps
 from perun_core.node.chainsteps import PATIENCE, SECONDARY_BLOCKS, StepContext, StepResult, run_step
 from perun_core.ports.chain import Chain
 from perun_core.profile.gp090 import PROFILE
@@ -80,16 +81,16 @@ class Bed:
         self.authorised.append(amount)
         return sign_with(KEYS[0], PROFILE.withdrawal_hash(channel_id, ADDRESSES[0], RECEIVER, amount))
 
-    def step(self, step: ChainStep) -> Awaitable[StepResult]:
+    def step(self, step: ChainStep, *, own_index: int = 0) -> Awaitable[StepResult]:
         chain: Chain = self.chain
         context = StepContext(
             chain=chain,
             profile=PROFILE,
             chain_url="ws://chain",
-            tx_timeout=60.0,
+            tx_timeout=0.05,
             tx_timeout_text="1m0s",
             peer_alias="bob",
-            own_index=0,
+            own_index=own_index,
             token_of=lambda holder: TOKEN if holder == PRN else None,
             receiver=RECEIVER,
             authorise=self.authorise,
@@ -204,11 +205,19 @@ async def test_a_second_asset_that_cannot_be_paid_remembers_the_first_deposit(be
     ],
 )
 async def test_a_deposit_that_was_broadcast_counts_as_possibly_there(
-    bed: Bed, error: NotReachable, told: type, deposited: bool
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, error: NotReachable, told: type, deposited: bool
 ) -> None:
-    bed.chain.fail("deposit", error)
+    monkeypatch.setattr(chainsteps, "OUTAGE_PAUSE", 0.06)
+    bed.chain.fail("deposit", error, error)
     result = await bed.fund()
     assert isinstance(result, ChainFailed) and isinstance(result.error, told) and result.deposited is deposited
+
+
+async def test_a_short_outage_while_depositing_is_waited_out(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chainsteps, "OUTAGE_PAUSE", 0.001)
+    bed.chain.fail("deposit", NotReachable("gone"))
+    bed.peer_deposits()
+    assert await bed.fund() == ChainFunded()
 
 
 @pytest.mark.parametrize("deposit", [True, False])
@@ -222,14 +231,14 @@ async def test_a_chain_that_is_away_from_the_start_costs_no_dispute_unless_a_dep
 
 
 async def test_nothing_is_deposited_after_the_own_deadline(bed: Bed) -> None:
-    """O-22, for the second asset: the first took longer than the challenge duration."""
+    """O-22: money that arrives after the challenge duration stays where it is."""
     bed.chain.balances[(ACCOUNT, None)] = 0
     funding = asyncio.ensure_future(bed.fund())
     await let_it_work()
     bed.chain.balances[(ACCOUNT, None)] = 100
     bed.chain.mine(DURATION + 1)
     result = await funding
-    assert bed.chain.calls == ["deposit"] and isinstance(result, ChainFailed) and result.deposited
+    assert bed.chain.calls == [] and isinstance(result, ChainFailed) and not result.deposited
 
 
 # ---- dispute ---------------------------------------------------------------------------------------------------------
@@ -375,3 +384,29 @@ async def test_a_withdrawal_that_cannot_be_authorised_is_a_failure_not_a_bug(bed
     assert isinstance(await bed.step(WithdrawHoldings(bed.params, final.state)), ChainFailed)
     bed.refusal = None
     assert await bed.step(WithdrawHoldings(bed.params, final.state)) == ChainWithdrawn()
+
+
+async def test_after_a_dispute_participant_1_gives_0_three_blocks_to_conclude(bed: Bed) -> None:
+    """Both wait for the same moment; sent at once by both, one transaction would revert."""
+    await bed.funded()
+    tx = bed.signed(bed.state)
+    await bed.step(RegisterState(bed.params, tx))
+    bed.chain.mine(DURATION)
+    peer = bed.step(ConcludeState(bed.params, bed.state), own_index=1)
+    await let_it_work()
+    assert "conclude" not in bed.chain.calls
+    assert await bed.step(ConcludeState(bed.params, bed.state)) == ChainConcluded(0)
+    assert await peer == ChainConcluded(0)
+    assert bed.chain.calls.count("conclude") == 1
+
+
+async def test_participant_1_concludes_when_0_does_not(bed: Bed) -> None:
+    await bed.funded()
+    await bed.step(RegisterState(bed.params, bed.signed(bed.state)))
+    bed.chain.mine(DURATION)
+    concluding = asyncio.ensure_future(bed.step(ConcludeState(bed.params, bed.state), own_index=1))
+    for _ in range(SECONDARY_BLOCKS):
+        await let_it_work()
+        assert "conclude" not in bed.chain.calls
+        bed.chain.mine()
+    assert await concluding == ChainConcluded(0)

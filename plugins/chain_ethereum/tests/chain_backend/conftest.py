@@ -24,7 +24,7 @@ from eth_account.messages import encode_defunct
 from perun_chain_ethereum.deploy import Deployment, connected, deploy
 from perun_chain_ethereum.opening import EthereumConfig, open_chain
 from perun_chain_ethereum.testkeys import TEST_ACCOUNTS
-from perun_core.channel import Allocation, Asset, Params, State, Transaction, transaction
+from perun_core.channel import Allocation, Asset, Params, State, SubAlloc, Transaction, transaction
 from perun_core.ports.chain import Chain, ChainContext, Contracts, TxSigner
 from perun_core.ports.keymgr import UnsignedTx
 from perun_core.profile.gp090 import PROFILE
@@ -264,27 +264,35 @@ async def _send(ledger: Ledger, sender: Key, to: Address, value: int, data: byte
     return await ledger.rpc("eth_sendRawTransaction", "0x" + raw.hex())
 
 
+def participants(number: int) -> tuple[Key, ...]:
+    """New keys of that many participants."""
+    return tuple(_participant() for _ in range(number))
+
+
 def _participant() -> Key:
     return Key(f"participant {next(_numbers)}")
 
 
 @dataclass
 class Channel:
-    """A two-party channel of ours over some assets; balances are [asset][participant]."""
+    """A channel of ours over some assets; balances are [asset][participant]."""
 
     holders: tuple[Address, ...]
-    balances: tuple[tuple[int, int], ...]
+    balances: tuple[tuple[int, ...], ...]
     challenge_duration: int = 60
-    keys: tuple[Key, Key] = field(default_factory=lambda: (_participant(), _participant()))
+    keys: tuple[Key, ...] = field(default_factory=lambda: (_participant(), _participant()))
+    app: Address | None = None
+    is_ledger: bool = True
+    locked: tuple[SubAlloc, ...] = ()
 
     def __post_init__(self) -> None:
-        parts = (self.keys[0].address, self.keys[1].address)
-        self.params = Params(self.challenge_duration, parts, None, next(_numbers), True, False)
+        parts = tuple(key.address for key in self.keys)
+        self.params = Params(self.challenge_duration, parts, self.app, next(_numbers), self.is_ledger, False)
         self.id = PROFILE.channel_id(self.params)
 
     def state(self, version: int, *, is_final: bool = False) -> State:
         assets = tuple(Asset(holder) for holder in self.holders)
-        return State(self.id, version, Allocation(assets, self.balances), is_final=is_final)
+        return State(self.id, version, Allocation(assets, self.balances, self.locked), is_final=is_final)
 
     def signed(self, version: int, *, is_final: bool = False) -> Transaction:
         state = self.state(version, is_final=is_final)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -154,3 +154,141 @@ async def test_events_wait_until_their_block_is_deep_enough() -> None:
     items = await read(Node(), Heads(head(200), head(201), head(202)), 150, depth=3)
     assert [len(item.events) for item in items] == [0, 0, 2]
     assert [item.cursor for item in items] == [198, 199, 200]
+
+
+class Told(Heads):
+    """Heads between which the node changes."""
+
+    def __init__(self, *steps: Head | Callable[[], None]) -> None:
+        self._steps = steps
+
+    async def follow(self) -> AsyncIterator[Head]:
+        for step in self._steps:
+            if isinstance(step, Head):
+                yield step
+            else:
+                step()
+
+
+def undone(items: list[BlockEvents]) -> list[tuple[int, int]]:
+    return [(event.block_number, event.log_index) for item in items for event in item.undone]
+
+
+async def test_b4_a_thousand_events_are_complete_and_in_order_from_history_and_live() -> None:
+    node = Node(limit=90)
+    node.logs_by_block = {number: [log(number, index) for index in (3, 1, 0, 2)] for number in range(1, 251)}
+    items = await read(node, Heads(head(200), *(head(number) for number in range(201, 251))), 0)
+    assert seen(items) == [(number, index) for number in range(1, 251) for index in range(4)]
+    assert [item.cursor for item in items if item.block.number > 200] == list(range(201, 251))
+
+
+async def test_b5_all_logs_of_one_transaction_and_one_from_history_and_live_come_once() -> None:
+    node = Node()
+    node.logs_by_block[300] = [log(300, index) for index in range(5)]  # all with the same transaction hash
+    items = await read(node, Heads(head(300), head(300, fork=0), head(301)), 299)
+    assert seen(items) == [(300, index) for index in range(5)]
+
+
+async def test_b5_a_head_that_is_told_before_its_logs_are_there_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node()
+    node.height = 299
+
+    async def catch_up(seconds: float) -> None:
+        node.height += 1
+
+    monkeypatch.setattr(events.asyncio, "sleep", catch_up)
+    assert seen(await read(node, Heads(head(299), head(300)), 298)) == [(300, 0), (300, 1)]
+
+
+async def test_b5_a_gap_between_heads_after_an_interruption_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "FIRST_PAUSE", 0)
+    node = Node()
+
+    def interrupt() -> None:
+        node.failures = 3
+
+    items = await read(node, Told(head(150), interrupt, head(450)), 150)
+    assert seen(items) == [(number, index) for number in (200, 300, 400) for index in (0, 1)]
+    assert not undone(items)
+
+
+async def test_b5_a_node_that_knows_no_logs_by_block_hash_is_asked_by_number() -> None:
+    node = Node()
+    node.by_hash = False
+    assert seen(await read(node, Heads(head(299), head(300), head(301)), 298)) == [(300, 0), (300, 1)]
+
+
+async def test_b4_events_that_vanish_while_the_chain_gets_shorter_are_undone_when_it_has_grown_again() -> None:
+    node = Node()
+
+    def exchange() -> None:
+        node.logs_by_block[300] = []
+        node.forks[298] = 1
+
+    steps = (head(299), head(300), exchange, head(298, 1, 0), head(299, 1), head(300, 1), head(301, 1))
+    items = await read(node, Told(*steps), 250)
+    assert seen(items) == [(300, 0), (300, 1)]
+    assert undone(items) == [(300, 1), (300, 0)]
+    assert items[-1].cursor == 301
+
+
+async def test_b4_events_that_come_back_with_their_old_block_are_told_again() -> None:
+    node = Node()
+    logs = node.logs_by_block[300]
+
+    def leave() -> None:
+        node.logs_by_block[300] = []
+        node.forks[300] = 1
+
+    def come_back() -> None:
+        node.logs_by_block[300] = logs
+        node.forks.clear()
+
+    steps = (head(299), head(300), leave, head(300, 1, 0), come_back, head(301, 0))
+    items = await read(node, Told(*steps), 250)
+    assert seen(items) == [(300, 0), (300, 1), (300, 0), (300, 1)]
+    assert undone(items) == [(300, 1), (300, 0)]
+
+
+async def test_b4_an_answer_that_forgets_logs_of_a_block_that_is_still_there_undoes_nothing() -> None:
+    node = Node()
+    logs = node.logs_by_block[300]
+
+    def forget() -> None:
+        node.logs_by_block[300] = []
+
+    def remember() -> None:
+        node.logs_by_block[300] = logs
+
+    items = await read(node, Told(head(300), forget, head(302), remember, head(303)), 250)
+    assert seen(items) == [(300, 0), (300, 1)]
+    assert undone(items) == []
+
+
+async def test_a_cursor_never_stays_above_blocks_that_were_exchanged() -> None:
+    node = Node()
+
+    def exchange() -> None:
+        node.forks[290] = 1
+
+    items = await read(node, Told(head(300), exchange, head(295, 1)), 250)
+    assert items[-1].cursor == 295
+
+
+async def test_what_was_there_before_the_cursor_does_not_look_new_after_a_reorg() -> None:
+    node = Node()
+
+    def exchange() -> None:
+        node.forks[302] = 1
+
+    items = await read(node, Told(head(301), exchange, head(302, 1), head(304, 1)), 301)
+    assert seen(items) == [] and undone(items) == []
+
+
+async def test_any_number_of_channels_costs_one_question_per_block() -> None:
+    node = Node()
+    await read(node, Heads(head(300)), 300)
+    before = len(node.asked)
+    node.asked.clear()
+    await read(node, Heads(head(300), *(head(number) for number in range(301, 401))), 300)
+    assert len(node.asked) == before + 100

@@ -123,7 +123,7 @@ async def test_a_transaction_the_node_has_lost_is_broadcast_again(instant: Ledge
 async def test_a_nonce_that_somebody_else_used_is_not_waited_for(instant: Ledger, funded: Funded) -> None:
     payer = await funded(instant)
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
-    async with instant.open(payer, tx_timeout=0.5) as chain:
+    async with instant.open(payer, tx_timeout=3) as chain:
         async with mining_stopped(instant):
             with pytest.raises(TxTimedOut):
                 await chain.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
