@@ -112,7 +112,7 @@ class Watcher:
             await asyncio.gather(*self._refuting.values(), return_exceptions=True)
 
     async def look(self) -> None:
-        """Judge what the contract stores about every channel, for example after a restart; tries until it can be read."""
+        """Judge what the contract stores about every channel, as after a restart; tries until it can be read."""
         while True:
             try:
                 await self._look_at(self._channels)

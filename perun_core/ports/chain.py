@@ -262,7 +262,8 @@ class Chain(Protocol):
     ) -> int:
         """Withdraw everything `participant` holds to `receiver` (tx type ``withdraw``).
 
-        Returns what the holder says it paid out, once that is final; 0 when there was nothing. `authorise(amount)` gives the participant's signature on the withdrawal of `amount`; it is called once the
-        holdings are known and not at all when they are zero.
+        Returns what the holder says it paid out, once that is final; 0 when there was nothing. `authorise(amount)`
+        gives the participant's signature on the withdrawal of `amount`; it is called once the holdings are known and
+        not at all when they are zero.
         """
         ...

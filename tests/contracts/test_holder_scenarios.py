@@ -391,9 +391,7 @@ def test_c16_a_withdrawal_counts_only_if_the_token_agrees(
     world.withdraw(c, A, RECEIVER, 5, holder=token_holder)
 
 
-def test_c16_a_token_with_a_fee_harms_nobody_but_its_own_channels(
-    world: World, token: str, token_holder: str
-) -> None:
+def test_c16_a_token_with_a_fee_harms_nobody_but_its_own_channels(world: World, token: str, token_holder: str) -> None:
     c = Params()
     adopt(world, token, Habit.TAKES_A_FEE)
     for who in (A, B):
@@ -443,9 +441,7 @@ def test_c16_a_token_without_code_is_refused(world: World) -> None:
 
 @pytest.mark.parametrize("parts", [(A, A), (A, B, A), (A, A, A, B), (B, A, B, A)])
 @pytest.mark.parametrize("first_share", [0, 3])
-def test_c17_who_is_listed_again_owns_its_deposit_once(
-    world: World, parts: tuple[str, ...], first_share: int
-) -> None:
+def test_c17_who_is_listed_again_owns_its_deposit_once(world: World, parts: tuple[str, ...], first_share: int) -> None:
     honest = Params(nonce=7)
     world.deposit(honest, 500, 500)
     c = Params(participants=parts)

@@ -146,9 +146,7 @@ class Lives(RuleBasedStateMachine):
     def do_withdraw(self, asset: str, channel: bytes, who: str, value: int, signer: str) -> bool:
         auth = (channel, who, ADDRESS[4], value)
         sig = sign(signer, keccak(encode([AUTH], [auth])))
-        done = self.both(
-            lambda m: m.holders[asset].withdraw(channel, who, value, signer), asset, WITHDRAW, auth, sig
-        )
+        done = self.both(lambda m: m.holders[asset].withdraw(channel, who, value, signer), asset, WITHDRAW, auth, sig)
         if done:
             self.withdrawn[asset, channel] = self.withdrawn.get((asset, channel), 0) + value
         return done
@@ -198,9 +196,13 @@ class Lives(RuleBasedStateMachine):
         params = self.fresh(duration=duration, app=self.first_only if app else ZERO)
         sub = self.fresh(duration=duration, ledger=False)
         plain = [State(params.id, v, chosen, tuple((turns[v], 20 - turns[v]) for _ in chosen)) for v in range(versions)]
-        sub_states = [State(sub.id, v, chosen, tuple((turns[3 + v], 6 - min(turns[3 + v], 6)) for _ in chosen)) for v in (0, 1)]
+        sub_states = [
+            State(sub.id, v, chosen, tuple((turns[3 + v], 6 - min(turns[3 + v], 6)) for _ in chosen)) for v in (0, 1)
+        ]
         # The sub-channel holds 6 per asset.
-        sub_states = [s.but(balances=tuple((min(row[0], 6), 6 - min(row[0], 6)) for row in s.balances)) for s in sub_states]
+        sub_states = [
+            s.but(balances=tuple((min(row[0], 6), 6 - min(row[0], 6)) for row in s.balances)) for s in sub_states
+        ]
         if subs:
             split = tuple((turns[5], 14 - turns[5]) for _ in chosen)
             locked = ((sub.id, tuple(6 for _ in chosen), (0, 1)),)

@@ -70,9 +70,7 @@ HIGHEST_DECIMALS: Final = 77
 class EthereumChain:
     """One Ethereum chain seen from one account; see `perun_core.ports.chain.Chain`."""
 
-    def __init__(
-        self, context: ChainContext, connection: Connection, heads: HeadFeed, config: EthereumConfig
-    ) -> None:
+    def __init__(self, context: ChainContext, connection: Connection, heads: HeadFeed, config: EthereumConfig) -> None:
         """`connection` is open; closing it and `heads` is the caller's business."""
         self._connection = connection
         self._heads = heads

@@ -221,9 +221,7 @@ class EventFeed:
 
     def _forget_old(self, final: int) -> None:
         self._known_from = max(self._known_from, final - MEMORY + 1)
-        self._released = {
-            key: event for key, event in self._released.items() if event.block_number >= self._known_from
-        }
+        self._released = {key: event for key, event in self._released.items() if event.block_number >= self._known_from}
         self._hashes = {number: known for number, known in self._hashes.items() if number >= final}
 
 

@@ -370,9 +370,7 @@ class Pursuit:
             return
         gives_up = gives_up or slot.newest.gives_up or (first and await self._dispatch.would_fail(slot))
         urgency = self._dispatch.urgency(slot, head)
-        wanted = fees.offer(
-            base_fee=head.base_fee, tip=await self._connection.tip(), urgency=urgency, boost=boost
-        )
+        wanted = fees.offer(base_fee=head.base_fee, tip=await self._connection.tip(), urgency=urgency, boost=boost)
         priced_out = fees.is_priced_out(slot.max_fee, head.base_fee)
         if urgency is Urgency.CALM and not (priced_out or boost or gives_up) and wanted.tip <= slot.max_priority_fee:
             return  # it offers what is asked for; something else keeps it out, and nobody is in a hurry

@@ -28,9 +28,7 @@ async def nonce(ledger: Ledger, key: Key, block: str = "latest") -> int:
 
 async def call_contract(ledger: Ledger, key: Key, to: Address | None, data: bytes, value: int = 0) -> Any:
     """A transaction made by hand; its receipt."""
-    raw = await key.sign(
-        UnsignedTx(CHAIN_ID, await nonce(ledger, key), 10**9, 100 * 10**9, 3_000_000, to, value, data)
-    )
+    raw = await key.sign(UnsignedTx(CHAIN_ID, await nonce(ledger, key), 10**9, 100 * 10**9, 3_000_000, to, value, data))
     tx_hash = await ledger.rpc("eth_sendRawTransaction", "0x" + raw.hex())
     async with asyncio.timeout(10):
         while (receipt := await ledger.rpc("eth_getTransactionReceipt", tx_hash)) is None:  # noqa: ASYNC110
@@ -50,9 +48,7 @@ async def pay_out(chain: Chain, holder: Address, channel: Channel, part: int) ->
 # ------------------------------------------------------------------------------------------------ B8, B9 depositing
 
 
-async def test_b8_only_what_is_missing_is_deposited_whoever_deposited_the_rest(
-    instant: Ledger, funded: Funded
-) -> None:
+async def test_b8_only_what_is_missing_is_deposited_whoever_deposited_the_rest(instant: Ledger, funded: Funded) -> None:
     payer, friend = await funded(instant), await funded(instant)
     channel = Channel((instant.eth_holder,), ((5 * ETHER, ETHER),))
     funding_id = channel.funding_id(0)
