@@ -201,7 +201,9 @@ async def _deposit(
         try:
             if (await context.chain.head()).timestamp >= deadline:
                 return
-            await context.chain.deposit(holder, context.token_of(holder), funding_id, amount, sent=sent)
+            await context.chain.deposit(
+                holder, context.token_of(holder), funding_id, amount, sent=sent, deadline=deadline
+            )
             return
         except InsufficientFunds:
             if short == PATIENCE:

@@ -39,17 +39,25 @@ PATIENCE: Final = 300.0
 async def run(seeds: Sequence[int], home: Path, *, at_once: int, tell: Callable[[Outcome], None]) -> None:
     """Play the runs of `seeds`, `at_once` of them at the same time."""
     company, todo, free = Company(), iter(seeds), ports()
+    taken: set[int] = set()
 
     async def lane() -> None:
-        pair = (next(free), next(free))
         async with contextlib.AsyncExitStack() as stack:
             ground = await stack.enter_async_context(fresh_ground())
             for seed in todo:
-                outcome = await play(seed, ground, company, home, pair)
-                tell(outcome)
-                if outcome.problems:  # what is left of it must not disturb the next one
+                # What is left of a failed run must not disturb the next one, and anvil goes back safely only while young.
+                if ground.used and (ground.spoilt or Plan.drawn(seed).has_reorg):
                     await stack.aclose()
                     ground = await stack.enter_async_context(fresh_ground())
+                pair = next(free), next(free)
+                while taken.intersection(pair):
+                    pair = next(free), next(free)
+                taken.update(pair)
+                ground.used = True
+                outcome = await play(seed, ground, company, home, pair)
+                ground.spoilt = bool(outcome.problems)
+                taken.difference_update(pair)
+                tell(outcome)
 
     await asyncio.gather(*(lane() for _ in range(min(at_once, len(seeds)))))
 

@@ -30,6 +30,9 @@ FAST_PACE: Final = 20
 BASE_FEE: Final = 10 * 10**9
 """Wei per gas when nothing is wrong; the campaign keeps it constant, so that a spike is exactly its factor."""
 
+LATENCY: Final = 5
+"""Blocks that may pass between a node's look at the chain and the arrival of what it sends: under half a real second."""
+
 
 class Refusal(Exception):
     """The chain node answered with an error."""
@@ -48,6 +51,9 @@ class Ground:
     fee_factor: int = 1
     seen: dict[str, int] = field(default_factory=dict)
     """Transactions that waited to be mined, with the latest block of the moment when they were first seen."""
+    used: bool = False
+    spoilt: bool = False
+    """Something of a failed run may still be there."""
     _holding: int = 0
     _mining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -174,13 +180,13 @@ class Ground:
     async def foreseeable(self, receipt: dict[str, Any]) -> tuple[str, bool]:
         """Why a transaction failed, and whether that was so already when it was sent.
 
-        Tried on the block before the latest one of that moment: who sends has not heard of the latest yet.
+        Tried on a block LATENCY before that moment: between looking and sending lie some questions and a signature.
         """
         mined = int(receipt["blockNumber"], 16)
         tx = await self.rpc("eth_getTransactionByHash", receipt["transactionHash"])
         reason = await self._reason(tx, mined - 1)
         sent = self.seen.get(tx["hash"], mined - 1)
-        return reason, bool(reason) and await self._reason(tx, sent - 1) == reason
+        return reason, bool(reason) and await self._reason(tx, max(sent - LATENCY, 1)) == reason
 
     async def _reason(self, tx: dict[str, Any], block: int) -> str:
         """Why `tx` fails on the state of `block`; empty when it does not."""

@@ -80,6 +80,11 @@ class Plan:
     beside: str
     """What happens to the cheated one on top."""
 
+    @property
+    def has_reorg(self) -> bool:
+        """Whether blocks are exchanged."""
+        return "reorg" in (self.fault, self.beside)
+
     @classmethod
     def drawn(cls, seed: int) -> Plan:
         """The plan of `seed`."""
@@ -498,7 +503,7 @@ class Story:
             self.outcome.reverted.append(f"{sender.alias}: {reason}")
         elif sender is self.cheater and sender.lives == 1:
             self.outcome.reverted.append(f"{sender.alias}: as a cheater: {reason}")
-        elif "reorg" in (self.plan.fault, self.plan.beside):
+        elif self.plan.has_reorg:
             self.outcome.reverted.append(f"{sender.alias}: after blocks were exchanged: {reason}")
         else:
             self._problem(f"a transaction of {sender.alias} failed for a foreseeable reason: {reason}")
