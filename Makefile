@@ -67,6 +67,8 @@ bench: install tools ## measure; prints ratios, writes JSON into build/
 	@mkdir -p build
 	$(BIN)/python bench/payments.py --json build/payments.json $(ARGS)
 	$(BIN)/python bench/gas.py --json build/gas.json
+	$(BIN)/python bench/chaincalls.py --json build/chaincalls.json
+	$(BIN)/python bench/disputes.py --json build/disputes.json
 
 dist: install ## wheels of every distribution into dist/
 	$(BIN)/python tests/dist/build_wheels.py dist

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NEWEST = "3.13"
-CHOICE = "PERUN_TEST_313"
-"""1: python3.13 of the PATH; otherwise the interpreter itself. Installing everything anew takes network and time."""
+CHOICE = "PERUN_PYTHON_313"
+"""Environment variable that names the interpreter when it is neither on the PATH nor among pyenv's."""
 
 
 def assert_that_the_demo_runs(installation: InstalledWheels, directory: Path, *arguments: str) -> None:
@@ -37,23 +37,23 @@ def test_two_nodes_run_from_installed_wheels(installed_wheels: InstalledWheels, 
 
 
 def newest_python() -> str:
-    """The interpreter to try; skips with the reason where there is none or nobody asked."""
-    choice = os.environ.get(CHOICE)
-    if not choice:
-        pytest.skip(f"installs every dependency for Python {NEWEST} from the lock: set {CHOICE}=1 to do that")
-    program = f"python{NEWEST}" if choice == "1" else choice
-    try:
-        asked = subprocess.run(
-            [program, "-c", "import sys; print(*sys.version_info[:2], sep='.')"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip(f"no Python {NEWEST} here: {program} does not run")
-    assert asked.stdout.strip() == NEWEST
-    return program
+    """The interpreter to try; skips with the reason where there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = sorted(map(str, pyenv.glob(f"versions/{NEWEST}*/bin/python{NEWEST}")))
+    for program in filter(None, (os.environ.get(CHOICE), f"python{NEWEST}", *found)):
+        try:
+            asked = subprocess.run(
+                [program, "-c", "import sys; print(*sys.version_info[:2], sep='.')"],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=30,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        if asked.stdout.strip() == NEWEST:
+            return program
+    pytest.skip(f"no Python {NEWEST} here: neither on the PATH nor among pyenv's, and {CHOICE} names none")
 
 
 def test_the_demo_runs_from_installed_wheels_on_the_newest_python(wheels: list[Path], tmp_path: Path) -> None:

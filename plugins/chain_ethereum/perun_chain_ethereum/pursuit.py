@@ -216,6 +216,8 @@ class Pursuit:
         mined = await self._connection.nonce(self._dispatch.account, "latest")
         for nonce in [nonce for nonce in self._book.left if nonce < mined]:
             del self._book.left[nonce]
+        # A nonce that is free again tells of a reorg before its heads do.
+        await self._recheck([settled for nonce, settled in self._settled.items() if nonce >= mined])
         for nonce in sorted(nonce for nonce in self._slots if nonce < mined):
             if nonce in self._slots:
                 await self._conclude(self._slots[nonce])
@@ -399,7 +401,7 @@ class Pursuit:
     async def _close_gaps(self, waiting: list[int], mined: int, pending: int, head: Head) -> None:
         """Nonces in front of ours that nobody looks after: those of closed sessions, and those that nobody knows."""
         for nonce in range(mined, waiting[-1]):
-            if self._book.is_open(nonce):
+            if self._book.is_looked_after(nonce):
                 continue
             behind = self._slots.get(next(own for own in waiting if own > nonce))
             if behind is None:
@@ -419,7 +421,7 @@ class Pursuit:
     async def _fill(self, nonce: int, behind: Slot, head: Head) -> None:
         """Use `nonce` up with an empty transfer, for the sake of `behind`."""
         async with self._lock:
-            if self._book.is_open(nonce) or head.base_fee is None:
+            if self._book.is_looked_after(nonce) or head.base_fee is None:
                 return
             left = self._book.left.get(nonce)
             urgency = self._dispatch.urgency(behind, head)

@@ -173,13 +173,13 @@ class AccountBook:
             yield from member.values()
         yield from self.left.values()
 
-    def is_open(self, nonce: int) -> bool:
-        """Whether an open session has `nonce` under way."""
-        return any(nonce in member for member, _ in self._members)
+    def is_looked_after(self, nonce: int) -> bool:
+        """Whether an open session has `nonce` under way, or would take it up again after a reorg."""
+        return any(nonce in member or nonce in settled for member, settled in self._members)
 
     def is_used(self, nonce: int) -> bool:
         """Whether `nonce` may not be given to a new transaction."""
-        return nonce in self.left or any(nonce in member or nonce in settled for member, settled in self._members)
+        return nonce in self.left or self.is_looked_after(nonce)
 
     def deadline(self, nonce: int) -> int | None:
         """The earliest deadline among the slots from `nonce` on: whoever waits behind it hurries it."""

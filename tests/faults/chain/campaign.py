@@ -45,7 +45,7 @@ async def run(seeds: Sequence[int], home: Path, *, at_once: int, tell: Callable[
         async with contextlib.AsyncExitStack() as stack:
             ground = await stack.enter_async_context(fresh_ground())
             for seed in todo:
-                # What is left of a failed run must not disturb the next one, and anvil goes back safely only while young.
+                # What a failed run leaves must not disturb the next one; anvil goes back far only while it is young.
                 if ground.used and (ground.spoilt or Plan.drawn(seed).has_reorg):
                     await stack.aclose()
                     ground = await stack.enter_async_context(fresh_ground())

@@ -31,7 +31,7 @@ BASE_FEE: Final = 10 * 10**9
 """Wei per gas when nothing is wrong; the campaign keeps it constant, so that a spike is exactly its factor."""
 
 LATENCY: Final = 5
-"""Blocks that may pass between a node's look at the chain and the arrival of what it sends: under half a real second."""
+"""Blocks that may pass between a node's look at the chain and the arrival of what it sends: 0.4 real seconds."""
 
 
 class Refusal(Exception):
