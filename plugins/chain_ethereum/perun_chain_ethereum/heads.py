@@ -57,8 +57,10 @@ class HeadFeed:
             else:
                 await self._next_news()
 
-    async def wait(self, seconds: float) -> None:
-        """Return at the next news about the head, or after `seconds`."""
+    async def wait(self, seconds: float, *, after: Head | None = None) -> None:
+        """Return at the next news about the head, at once if they came since `after`, or after `seconds`."""
+        if after is not None and self._latest is not None and self._latest is not after:
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self._next_news()

@@ -125,6 +125,14 @@ class Pursuit:
             await self._store.save(self._slots[slot.nonce])
         self.wake()
 
+    def standing(self, goal: str) -> frozenset[tuple[int, Bytes32 | None]]:
+        """What was done for `goal`: nonces with the block they were mined in, None while they are under way.
+
+        As long as it stays the same, what was seen on chain about the goal is not changed by transactions of ours.
+        """
+        mined = {(nonce, m.receipt.block_hash) for nonce, m in self._settled.items() if m.slot.goal == goal}
+        return frozenset(mined | {(nonce, None) for nonce, slot in self._slots.items() if slot.goal == goal})
+
     async def has_moved(self, goal: str) -> bool:
         """Whether a success for `goal` is no longer in its block, so that the goal has to be looked at anew.
 
@@ -195,11 +203,11 @@ class Pursuit:
 
     async def _news(self) -> None:
         """Wait for the next head or somebody's kick, at most for an interval."""
-        latest = self._heads.latest
-        if not (self._slots or self._settled) or (latest is not None and latest is not self._last):
-            return  # nothing is left to look at, or a head came while we looked
+        if not (self._slots or self._settled):
+            return
         interval = RECEIPT_INTERVAL if self._slots else IDLE_INTERVAL
-        waits = [asyncio.create_task(self._kick.wait()), asyncio.create_task(self._heads.wait(interval))]
+        news = asyncio.create_task(self._heads.wait(interval, after=self._last))
+        waits = [asyncio.create_task(self._kick.wait()), news]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -52,6 +52,14 @@ Make = Callable[[], Awaitable[Request | None]]
 """Looks whether a goal is reached at the latest block: None, or the transaction that brings it about."""
 
 
+Standing = frozenset[tuple[int, Bytes32 | None]]
+"""See `Pursuit.standing`."""
+
+
+class _Changed(Exception):
+    """What was done for a goal is not what it was when the goal was looked at."""
+
+
 class AccountTransactions:
     """Sends the transactions of `signer`'s account on the chain of `connection`. Calls may run concurrently."""
 
@@ -123,6 +131,7 @@ class AccountTransactions:
             for _ in range(ROUNDS):
                 work: Ticket | Request | None = await self._join(goal, deadline)
                 joined = work is not None
+                standing = self._pursuit.standing(goal)
                 if work is None:
                     work = await make()
                     if work is None:
@@ -132,7 +141,9 @@ class AccountTransactions:
                     if await self._pursuit.has_moved(goal):
                         continue
                 try:
-                    inclusion = await self._carry_out(goal, work, deadline, sent)
+                    inclusion = await self._carry_out(goal, work, standing, deadline, sent)
+                except _Changed:
+                    continue
                 except TxReverted as error:
                     logger.warning("%s: %s", goal, error)
                     failure = None if joined else error
@@ -207,21 +218,24 @@ class AccountTransactions:
         return "the state it was made for had changed in its own block"
 
     async def _carry_out(
-        self, goal: str, work: Ticket | Request, deadline: int | None, sent: Sent | None
+        self, goal: str, work: Ticket | Request, standing: Standing, deadline: int | None, sent: Sent | None
     ) -> Inclusion | None:
-        """Wait for what is under way, or send what is not. Raises: see `bring_about`."""
+        """Wait for what is under way, or send what is not. Raises: see `_send` and `_outcome`."""
         if isinstance(work, Ticket):
             ticket = work
         else:
             if work.prepare is not None:
                 await work.prepare()
-            ticket = await self._send(goal, work, deadline)
+            ticket = await self._send(goal, work, standing, deadline)
         if sent is not None:
             await sent(ticket.slot.tx_id)
         return await self._outcome(ticket)
 
-    async def _send(self, goal: str, request: Request, deadline: int | None) -> Ticket:
-        """Sign, record and broadcast with the next free nonce. Nothing is left behind when the node refuses."""
+    async def _send(self, goal: str, request: Request, standing: Standing, deadline: int | None) -> Ticket:
+        """Sign, record and broadcast with the next free nonce. Nothing is left behind when the node refuses.
+
+        Raises: _Changed when a reorg was noticed since `standing`, because the goal may be reached by now.
+        """
         gas = await self._dispatch.gas(request)
         taken: set[int] = set()
         boost = 0
@@ -251,9 +265,8 @@ class AccountTransactions:
                     ),
                     quote,
                 )
-                reopened = self._pursuit.ticket(goal)
-                if reopened is not None:
-                    return reopened  # a reorg was noticed meanwhile
+                if self._pursuit.standing(goal) != standing:
+                    raise _Changed
                 outcome = await self._pursuit.record(slot)
                 try:
                     await self._dispatch.broadcast(slot)

@@ -23,7 +23,7 @@ from perun_core.ports.store import Store, Table
 from perun_core.profile.gp090 import PROFILE
 from perun_core.protocol.records import ChannelRecord, RecordCodec
 from plugins.chain_ethereum.tests.chain_backend.conftest import ETHER, Cable
-from tests.faults.chain.ground import FAST_PACE, NORMAL_PACE, Ground
+from tests.faults.chain.ground import FAST_PACE, NORMAL_PACE, TICK, Ground
 from tests.faults.chain.players import Company, Player, configure, player
 
 PURSE: Final = 20 * ETHER
@@ -39,6 +39,8 @@ SLEEP: Final = 20.0
 """Real seconds for which the user of a cheated node does nothing: far more than the dispute lasts."""
 RECONNECT: Final = 15.0
 """Real seconds within which a node must have found the chain again."""
+AFTERMATH: Final = 6
+"""Blocks after everything is archived in which exchanged blocks may still have their effect."""
 
 FAULTS: Final = {"crash": 25, "cheat": 25, "reorg": 16, "spike": 14, "outage": 12, "nothing": 8}
 MOMENTS: Final = ("opening", "paying", "idle", "settling")
@@ -196,7 +198,11 @@ class Story:
             if self.cheater is not None:
                 await self.cheater.arrive()
                 await self._settled(lambda: self.players)
-            await self._check()
+            if self.plan.has_reorg:  # what came back may still wait to be mined again
+                await self.ground.blocks(AFTERMATH)
+            with self.ground.standing_still():
+                await asyncio.sleep(TICK)  # a block that is being mined ends first
+                await self._check()
         self.outcome.seconds = time.monotonic() - begun
         self.outcome.blocks = await self.ground.height() - self.first
         if not self.outcome.problems:

@@ -196,6 +196,32 @@ async def test_b12_a_withdrawal_that_somebody_else_sent_is_reported_as_the_chain
     assert await nonce(instant, payer) == 2
 
 
+async def test_b12_everything_is_withdrawn_although_the_channel_was_concluded_after_its_deposit_was_looked_at(
+    instant: Ledger, funded: Funded
+) -> None:
+    """As when a reorg undoes the conclusion just before we look, and brings it back right after."""
+    payer, friend = await funded(instant), await funded(instant)
+    channel = Channel((instant.eth_holder,), ((ETHER, ETHER),))
+    final = Channel((instant.eth_holder,), ((2 * ETHER, 0),), keys=channel.keys)
+    final.params, final.id = channel.params, channel.id
+    key, receiver = channel.keys[0], Address(bytes(channel.keys[0].address[::-1]))
+    async with instant.open(payer) as chain, instant.open(friend) as other:
+        for part in (0, 1):
+            await other.deposit(instant.eth_holder, None, channel.funding_id(part), ETHER)
+        asked: list[int] = []
+
+        async def authorise_late(amount: int) -> Sig:
+            asked.append(amount)
+            await other.conclude_final(channel.params, final.signed(1, is_final=True))
+            sig: Sig = await key.authorise(channel.id, receiver)(amount)
+            return sig
+
+        amount = await chain.withdraw(instant.eth_holder, channel.id, key.address, receiver, authorise_late)
+        assert asked == [ETHER, ETHER]
+        assert amount == await chain.balance(receiver) == 2 * ETHER
+        assert await chain.holdings(instant.eth_holder, channel.funding_id(0)) == 0
+
+
 async def test_b12_an_amount_is_reported_only_when_it_is_final(instant: Ledger, funded: Funded) -> None:
     payer = await funded(instant)
     channel = Channel((instant.eth_holder,), ((ETHER, 0),))
