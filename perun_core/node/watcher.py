@@ -154,7 +154,8 @@ class Watcher:
             await self._look_at(dict.fromkeys(event.channel_id for event in (*batch.undone, *batch.events)))
             self._cursor = batch.cursor
             self._note_time(batch)
-            if batch.events or written is None or batch.cursor >= written + CURSOR_EVERY:
+            moved = written is None or batch.cursor < written or batch.cursor >= written + CURSOR_EVERY
+            if batch.events or batch.undone or moved:
                 await self._store.commit((Put(Table.CURSORS, self._cursor_key, batch.cursor.to_bytes(8, "big")),))
                 written = batch.cursor
 
