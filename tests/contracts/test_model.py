@@ -76,7 +76,9 @@ class Deal:
 class Lives(RuleBasedStateMachine):
     """See the module."""
 
-    @initialize(parts=st.sampled_from([(B, C), (C, C), (C,), (C, B, C), (B, C, B)]), duration=st.sampled_from([0, 20]))
+    @initialize(
+        parts=st.sampled_from([(B, C), (C, C), (C,), (C, B, C), (B, C, B)]), duration=st.sampled_from([0, 0, 20])
+    )
     def deployed(self, parts: tuple[str, ...], duration: int) -> None:
         """Two channels belong to B and C alone; one of them has an app that lets everybody move."""
         self.world = World.deployed()
@@ -100,6 +102,9 @@ class Lives(RuleBasedStateMachine):
             self.fresh(participants=(B, C), duration=20, app=self.world.app),
             self.fresh(participants=parts, duration=duration),
         ]
+        for params in self.rogue:
+            for asset in self.assets:
+                self.do_deposit(asset, params.id, funding_id(params.id, C), 15)
 
     # -- doing the same twice -----------------------------------------------------------------------------------------
 
@@ -283,7 +288,14 @@ class Lives(RuleBasedStateMachine):
         self.watch()
 
     @precondition(lambda self: self.deals)
-    @rule(which=index, prey=index, version=index, ledger=st.booleans(), repeat=st.booleans(), wait=delay)
+    @rule(
+        which=index,
+        prey=index,
+        version=index,
+        ledger=st.sampled_from([False, False, True]),
+        repeat=st.booleans(),
+        wait=near,
+    )
     def adopt_a_channel(self, which: int, prey: int, version: int, ledger: bool, repeat: bool, wait: int) -> None:
         """Registers somebody's channel as sub-channel of an own one, and concludes as soon as it goes."""
         params = self.rogue[which % len(self.rogue)]
@@ -293,11 +305,11 @@ class Lives(RuleBasedStateMachine):
         totals = tuple(sum(row) for row in target.state.balances)
         zeros = tuple((0,) * len(params.participants) for _ in target.state.assets)
         entry = (target.params.id, totals, (0,) * 2)
-        state = State(params.id, version, target.state.assets, zeros, (entry, entry) if repeat else (entry,))
+        state = State(params.id, version + 8, target.state.assets, zeros, (entry, entry) if repeat else (entry,))
         signed = self.keep(Signed(params, state, params.participants))
         self.do_register(signed, [target] * (1 + repeat), self.after(1))
         self.watch()
-        self.do_conclude(params, state, [target.state] * (1 + repeat), self.after(wait))
+        self.do_conclude(params, state, [target.state] * (1 + repeat), self.moment(params, wait))
         self.watch()
 
     @precondition(lambda self: self.model.disputes)
