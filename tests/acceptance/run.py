@@ -24,6 +24,10 @@ PASSING: Final = Path(__file__).resolve().parent / "passing.txt"
 ANVIL: Final = ROOT / "tools" / "npm" / "node_modules" / "@foundry-rs" / "anvil-linux-amd64" / "bin" / "anvil"
 
 
+AT_MOST_AGAIN: Final = 5
+"""Listed scenarios that may fail and are tried once more; more than that is no accident."""
+
+
 def read_passing(path: Path) -> list[str]:
     """Scenarios that have to pass: one ``module::test[parameters]`` per line, ``#`` starts a comment."""
     if not path.exists():
@@ -99,6 +103,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"acceptance: the suite did not run (exit code {code})")
             return 2
         results = read_results(report)
+        again = [scenario for scenario in passing if results.get(scenario) == "failed"]
+        if 0 < len(again) <= AT_MOST_AGAIN:
+            # Scenarios judge seconds of a real chain; one that lost a race passes alone, a broken one does not.
+            print(f"acceptance: failed, tried once more alone: {', '.join(again)}")
+            run_suite(options.suite.resolve(), report, listed_ids(again))
+            results |= read_results(report)
     return judge(results, passing, options, complete=complete)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -224,6 +224,16 @@ async def _version(chain: Chain, channel: Channel) -> int:
 # --------------------------------------------------------------------------------------------------- B4 events undone
 
 
+async def _mining(ledger: Ledger, reading: Coroutine[Any, Any, list[BlockEvents]]) -> list[BlockEvents]:
+    """What `reading` gives while blocks go on coming, as they do on a real chain."""
+    reader = asyncio.create_task(reading)
+    while not reader.done():
+        await asyncio.wait({reader}, timeout=0.5)
+        if not reader.done():
+            await ledger.mine()
+    return await reader
+
+
 async def _read(feed: Any, check: Callable[[list[BlockEvents]], bool]) -> list[BlockEvents]:
     items: list[BlockEvents] = []
     async with asyncio.timeout(20):
@@ -251,9 +261,9 @@ async def test_b4_a_released_event_that_a_deep_reorg_removes_is_undone_and_may_c
         raw = await raw_of(instant, hashes[0])
         first = _events(await _read(feed, lambda items: bool(_events(items))))
         await instant.rpc("anvil_reorg", 1, [])
-        items = await _read(feed, lambda items: bool(_undone(items)))
+        items = await _mining(instant, _read(feed, lambda items: bool(_undone(items))))
         assert _undone(items) == first
-        items += await _read(feed, lambda more: bool(_events(items + more)))
+        items += await _mining(instant, _read(feed, lambda more: bool(_events(items + more))))
         again = _events(items)
     assert [event.tx_hash for event in again] == [first[0].tx_hash]
     assert (again[0].block_hash, again[0].log_index) != (first[0].block_hash, first[0].log_index)
