@@ -53,6 +53,8 @@ class RunNode(Protocol):
 @click.option("--responsetimeout", help="Time limit for answers, for example 10s.")
 def run(configfile: str, grpcport: int, service: str, **flags: str | None) -> None:
     """Start the node. The configuration file is ignored if all eight options that override it are given."""
+    # gRPC's newer event engine wakes one more thread per message; without it a payment is a fifth faster (make bench).
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
     given = {key: value for key, value in flags.items() if value is not None}
     path = None if all(key in given for key in FLAG_KEYS) else Path(configfile)
     try:
