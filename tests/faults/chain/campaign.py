@@ -62,6 +62,10 @@ async def run(seeds: Sequence[int], home: Path, *, at_once: int, tell: Callable[
     await asyncio.gather(*(lane() for _ in range(min(at_once, len(seeds)))))
 
 
+ORDERLY_END = 15.0
+"""Seconds a process gets to end its chains after its last run."""
+
+
 def campaign(seeds: Sequence[int], *, processes: int, at_once: int, tell: Callable[[Outcome], None]) -> None:
     """Play the runs of `seeds` in several processes."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
@@ -84,6 +88,7 @@ def campaign(seeds: Sequence[int], *, processes: int, at_once: int, tell: Callab
                 tell(outcome)
         finally:
             for worker in workers:
+                worker.join(ORDERLY_END)  # it ends its chains itself; whoever is cut short leaves them behind
                 worker.terminate()
                 worker.join()
 
