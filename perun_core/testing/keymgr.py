@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import pickle
+import traceback
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import ClassVar, Final
 
 import coincurve
 import pytest
+from msgspec import structs
 
-from perun_core.errors import KeyLocked, KeyManagerError, KeyNotFound, SigningFailed
+from perun_core.errors import KeyLocked, KeyManagerError, KeyNotFound, KeysUnreachable, SigningFailed
 from perun_core.ports.keymgr import KeyManager, UnsignedTx
 from perun_core.values import Address, Bytes32, Sig, keccak256
 
@@ -205,6 +208,15 @@ class KeyManagerConformance:
         """
         raise NotImplementedError
 
+    def open_silent(
+        self, path: Path, *, held: tuple[bytes, ...], wanted: tuple[Address, ...]
+    ) -> AbstractAsyncContextManager[KeyManager]:
+        """As `open_keys`, but once open, whatever the manager asks for signatures takes questions and answers none.
+
+        Managers that wait for nobody leave this as it is; its test is then skipped with that reason.
+        """
+        pytest.skip("this key manager waits for nobody when it signs")
+
     def _open(self, path: Path) -> AbstractAsyncContextManager[KeyManager]:
         return self.open_keys(path, held=self.HELD, wanted=self._own())
 
@@ -244,11 +256,22 @@ class KeyManagerConformance:
             assert await keys.sign_message(address, digest) == await keys.sign_message(address, digest)
             assert await keys.sign_transaction(address, self.TX) == await keys.sign_transaction(address, self.TX)
 
-    async def test_no_digest_can_become_the_signature_of_a_transaction(self, tmp_path: Path) -> None:
-        address, hash_of_tx = self._own()[0], Bytes32(keccak256(b"\x02 an encoded transaction"))
+    async def test_signatures_are_those_of_rfc_6979_over_the_prefixed_digest(self, tmp_path: Path) -> None:
+        address, key, digest = self._own()[0], coincurve.PrivateKey(self.HELD[0]), Bytes32(keccak256(b"expected"))
+        expected = key.sign_recoverable(message_digest(digest), hasher=None)
         async with self._open(tmp_path) as keys:
+            sig = await keys.sign_message(address, digest)
+        assert sig == expected[:64] + bytes([27 + expected[64]])
+
+    async def test_no_digest_can_become_the_signature_of_a_transaction(self, tmp_path: Path) -> None:
+        address = self._own()[0]
+        async with self._open(tmp_path) as keys:
+            fields = rlp_decode((await keys.sign_transaction(address, self.TX))[1:])
+            assert isinstance(fields, list)
+            hash_of_tx = Bytes32(keccak256(b"\x02" + rlp_encode(fields[:-3])))
             sig = await keys.sign_message(address, hash_of_tx)
         assert recovered(hash_of_tx, sig) != address
+        assert recovered(message_digest(hash_of_tx), sig) == address
 
     async def test_concurrent_requests_get_their_own_signatures(self, tmp_path: Path) -> None:
         jobs = [(address, Bytes32(keccak256(bytes([n])))) for n in range(32) for address in self._own()]
@@ -296,16 +319,72 @@ class KeyManagerConformance:
                     UnsignedTx(chain_id=1, nonce=-1, max_priority_fee=1, max_fee=1, gas=1, to=None, value=0, data=b""),
                 )
 
-    async def test_neither_repr_nor_errors_show_a_key(self, tmp_path: Path) -> None:
+    async def test_a_request_that_is_cancelled_disturbs_no_other(self, tmp_path: Path) -> None:
+        address = self._own()[0]
+        digests = [Bytes32(keccak256(b"cancelled" + bytes([n]))) for n in range(8)]
         async with self._open(tmp_path) as keys:
-            shown = [repr(keys), str(keys)]
-            for address in (self.STRANGER,):
-                with pytest.raises(KeyNotFound) as caught:
-                    await keys.sign_message(address, Bytes32(bytes(32)))
-                shown += [str(caught.value), repr(caught.value)]
-        for key in self.HELD:
-            forms = (key.hex(), repr(key), str(int.from_bytes(key, "big")))
-            assert not [form for form in forms for text in shown if form in text]
+            jobs = [asyncio.ensure_future(keys.sign_message(address, digest)) for digest in digests]
+            await asyncio.sleep(0)
+            for job in jobs[::2]:
+                job.cancel()
+            done = await asyncio.gather(*jobs, return_exceptions=True)
+            again = await keys.sign_message(address, digests[0])
+        assert recovered(message_digest(digests[0]), again) == address
+        for digest, sig in zip(digests[1::2], done[1::2], strict=True):
+            assert isinstance(sig, Sig) and recovered(message_digest(digest), sig) == address
+
+    async def test_a_signer_that_does_not_answer_is_given_up_in_time_with_a_typed_error(self, tmp_path: Path) -> None:
+        address = self._own()[0]
+        async with self.open_silent(tmp_path, held=self.HELD, wanted=self._own()) as keys:
+            for _ in range(2):
+                with pytest.raises(KeysUnreachable):
+                    async with asyncio.timeout(30):
+                        await keys.sign_message(address, Bytes32(bytes(32)))
+
+    async def test_neither_repr_nor_logs_nor_errors_show_a_key(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        impossible = structs.replace(self.TX, nonce=-1)
+        async with self._open(tmp_path) as keys:
+            shown = [repr(keys), str(keys), f"{keys}"]
+            await keys.sign_message(self._own()[0], Bytes32(bytes(32)))
+            for request in (
+                keys.sign_message(self.STRANGER, Bytes32(bytes(32))),
+                keys.sign_transaction(self.STRANGER, self.TX),
+                keys.sign_transaction(self._own()[0], impossible),
+            ):
+                with pytest.raises(KeyManagerError) as caught:
+                    await request
+                error = caught.value
+                shown += [str(error), repr(error)]
+                # As an error collector would send it away: with every local variable of the manager's frames.
+                trace = traceback.TracebackException.from_exception(error, capture_locals=True)
+                shown += [
+                    f"{name} = {value}"
+                    for frame in trace.stack
+                    if frame.filename != __file__
+                    for name, value in (frame.locals or {}).items()
+                ]
+        shown += [record.getMessage() for record in caplog.records] + [caplog.text]
+        assert not self._leaks(shown)
+
+    async def test_an_error_of_opening_shows_no_key(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        with pytest.raises(KeyNotFound) as caught:
+            async with self.open_keys(tmp_path, held=self.HELD, wanted=(*self._own(), self.STRANGER)):
+                pass
+        chain = "".join(traceback.format_exception(caught.value))
+        assert not self._leaks([str(caught.value), repr(caught.value), chain, caplog.text])
+
+    def _leaks(self, shown: list[str]) -> list[str]:
+        """The texts in which a key is, in any of the forms that a program prints bytes in."""
+        forms = [
+            form
+            for key in self.HELD
+            for form in (key.hex(), repr(key), repr(bytearray(key)), str(list(key)), str(int.from_bytes(key, "big")))
+        ]
+        return [text for text in shown if any(form.lower() in text.lower() for form in forms)]
 
     async def test_an_open_manager_cannot_be_pickled_or_copied(self, tmp_path: Path) -> None:
         async with self._open(tmp_path) as keys:

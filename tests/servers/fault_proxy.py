@@ -8,6 +8,7 @@ that applies is used up by one. What has no fault goes through unchanged.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import struct
 import threading
@@ -84,6 +85,8 @@ class FaultProxy:
     """How often every notification is delivered; 0 withholds them."""
     stuck_at: int | None = None
     """The node is busy synchronizing: it says so, and knows no block after this one."""
+    one_answer: bool = False
+    """Every HTTP connection is closed after its answer, which says so."""
     connections: int = 0
     """Connections accepted so far."""
 
@@ -213,7 +216,10 @@ class FaultProxy:
                 await asyncio.Event().wait()
             if request.headers.get("Upgrade", "").lower() == "websocket":
                 return await self._websocket(request, transport)
-            return await self._http(request, transport)
+            answer = await self._http(request, transport)
+            if self.one_answer:
+                answer.force_close()
+            return answer
         finally:
             if transport.is_closing():
                 self._transports.discard(transport)
@@ -381,6 +387,12 @@ def log_ranges_up_to(blocks: int) -> dict[str, Any]:
         return "toBlock" in query and int(query["toBlock"], 16) - int(query["fromBlock"], 16) + 1 > blocks
 
     return {"method": "eth_getLogs", "matches": too_long, "error": (-32005, f"block range is limited to {blocks}")}
+
+
+def every(number: int) -> Matches:
+    """Matches one request of so many."""
+    requests = itertools.count(1)
+    return lambda request: next(requests) % number == 0
 
 
 def raw_calls(selector: bytes) -> Matches:

@@ -1,14 +1,15 @@
 """Keys in go-ethereum's key files: the key manager named ``ethkeystore``."""
 
-from perun_core.plugin import Backend, hookimpl
-from perun_core.ports.keymgr import KeyManager
+from perun_core.plugin import KeyManagerBackend, hookimpl
 
 perun_interface = 1
 
 
 @hookimpl
-def perun_register_keymgr() -> Backend[KeyManager]:
+def perun_register_keymgr() -> KeyManagerBackend:
     """A directory of go-ethereum version 3 key files, opened with one password."""
-    from .keymgr import EthKeystoreConfig, open_ethkeystore
+    from .keymgr import EthKeystoreConfig, open_ethkeystore, open_key_files
 
-    return Backend(name="ethkeystore", config=EthKeystoreConfig, open=open_ethkeystore)
+    return KeyManagerBackend(
+        name="ethkeystore", config=EthKeystoreConfig, open=open_ethkeystore, custody=open_key_files
+    )

@@ -1,26 +1,25 @@
-"""The key manager: decrypts the keys a session needs once, signs with them, forgets them."""
+"""The key manager decrypts the keys a session needs once, signs with them, forgets them. The custody of the files."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import NoReturn
 
 from msgspec import Struct
 
-from perun_core.errors import KeyAmbiguous, KeyLocked, KeyManagerError, KeyNotFound, SigningFailed
-from perun_core.ports.keymgr import KeyManagerContext, UnsignedTx
-from perun_core.values import Address, Bytes32, Sig, keccak256
+from perun_core.errors import KeyAmbiguous, KeyExists, KeyManagerError, KeyNotFound
+from perun_core.keys import AskedText, HeldKeys, Secret, address_of, check_key
+from perun_core.ports.keymgr import KeyManagerContext
+from perun_core.values import Address
 
-from .keyfiles import decrypt_key_file, find_key_files
-from .transaction import signed_payload, unsigned_payload
+from .keyfiles import decrypt_key_file, find_key_files, remove_key_file, write_key_file
 
-if TYPE_CHECKING:
-    from coincurve import PrivateKey
-
-_EIP191: Final = b"\x19Ethereum Signed Message:\n32"
+_log = logging.getLogger(__name__)
 
 
 class EthKeystoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,77 +27,25 @@ class EthKeystoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     keystorepath: str = ""
     """Directory with go-ethereum key files. Relative paths are relative to the node's working directory."""
-    password: str = ""
+    password: AskedText = ""
     """Opens every key of the session in that directory. Not shown by `repr`."""
+    passwordfile: str = ""
+    """File whose first line is the password, instead of `password`."""
 
     def __repr__(self) -> str:
-        return f"EthKeystoreConfig(keystorepath={self.keystorepath!r}, password=***)"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("keystorepath", self.keystorepath), ("password", "***")]
-
-
-class EthKeystore:
-    """Opened keys; implements `perun_core.ports.keymgr.KeyManager`. Signing takes some 30 µs, on the loop."""
-
-    def __init__(self, keys: dict[Address, PrivateKey]) -> None:
-        self._keys = keys
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"EthKeystore({len(self._keys)} keys)"
+        return (
+            f"EthKeystoreConfig(keystorepath={self.keystorepath!r}, password=***, passwordfile={self.passwordfile!r})"
+        )
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("keys are not copied out of their manager")
+        raise TypeError("options with secrets are not copied")
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        self.__reduce__()
-
-    async def addresses(self) -> tuple[Address, ...]:
-        """See `KeyManager.addresses`. Raises: KeyLocked once closed."""
-        self._refuse_when_closed()
-        return tuple(self._keys)
-
-    async def sign_message(self, address: Address, digest: Bytes32) -> Sig:
-        """See `KeyManager.sign_message`."""
-        signature = _sign(self._key(address), keccak256(_EIP191 + Bytes32(digest)))
-        return Sig(signature[:64] + bytes([27 + signature[64]]))
-
-    async def sign_transaction(self, address: Address, tx: UnsignedTx) -> bytes:
-        """See `KeyManager.sign_transaction`."""
-        key = self._key(address)
-        try:
-            return signed_payload(tx, _sign(key, keccak256(unsigned_payload(tx))))
-        except ValueError as error:
-            raise SigningFailed(f"not a transaction that can be signed: {error}") from error
-
-    def close(self) -> None:
-        """Forget the keys. Python cannot wipe immutable bytes; no reference to them remains here."""
-        self._closed = True
-        for key in self._keys.values():
-            key.secret = bytes(32)
-        self._keys.clear()
-
-    def _key(self, address: Address) -> PrivateKey:
-        self._refuse_when_closed()
-        if (key := self._keys.get(address)) is None:
-            raise KeyNotFound(f"no key for {Address(address).checksum} was opened")
-        return key
-
-    def _refuse_when_closed(self) -> None:
-        if self._closed:
-            raise KeyLocked("the key store is closed")
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("keystorepath", self.keystorepath), ("password", "***"), ("passwordfile", self.passwordfile)]
 
 
-def _sign(key: PrivateKey, digest: bytes) -> bytes:
-    """r ‖ s ‖ parity; libsecp256k1 gives low s and the nonce of RFC 6979. Raises: SigningFailed."""
-    try:
-        return key.sign_recoverable(digest, hasher=None)
-    except Exception as error:
-        raise SigningFailed("the key could not sign") from error
-
-
-# ----------------------------------------------------------------------------------------------------------- opening
+class EthKeystore(HeldKeys):
+    """The opened keys of a directory."""
 
 
 @asynccontextmanager
@@ -116,12 +63,39 @@ async def open_ethkeystore(config: EthKeystoreConfig, context: KeyManagerContext
         keys.close()
 
 
-def _unlock(config: EthKeystoreConfig, addresses: tuple[Address, ...]) -> dict[Address, PrivateKey]:
+def _unlock(config: EthKeystoreConfig, addresses: tuple[Address, ...]) -> dict[Address, Secret]:
+    files = find_key_files(_directory(config))
+    password = _password(config)
+    chosen = {address: _only_file(files.get(address, ()), address) for address in addresses}
+    opened: dict[Address, Secret] = {}
+    try:
+        for address, path in chosen.items():
+            opened[address], warnings = _checked_key(address, path, password)
+            for warning in warnings:
+                _log.warning("%s", warning)
+    except BaseException:
+        for key in opened.values():
+            key.wipe()
+        raise
+    return opened
+
+
+def _directory(config: EthKeystoreConfig) -> Path:
     if not config.keystorepath:
         raise KeyManagerError("no key store directory is configured")
-    files = find_key_files(Path(config.keystorepath))
-    chosen = {address: _only_file(files.get(address, ()), address) for address in addresses}
-    return {address: _checked_key(address, path, config.password) for address, path in chosen.items()}
+    return Path(config.keystorepath)
+
+
+def _password(config: EthKeystoreConfig) -> str:
+    if not config.passwordfile:
+        return config.password
+    if config.password:
+        raise KeyManagerError("both password and passwordfile are configured")
+    try:
+        with Path(config.passwordfile).open(encoding="utf-8") as file:
+            return file.readline(4096).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyManagerError(f"password file {config.passwordfile!r} cannot be read") from error
 
 
 def _only_file(paths: tuple[Path, ...], address: Address) -> Path:
@@ -133,18 +107,69 @@ def _only_file(paths: tuple[Path, ...], address: Address) -> Path:
     return paths[0]
 
 
-def _checked_key(address: Address, path: Path, password: str) -> PrivateKey:
-    """The key in the file, after it signed for `address` as rule U-13 wants (PROTOCOL.md 7.3.6)."""
-    from coincurve import PrivateKey, PublicKey
-
-    secret = decrypt_key_file(path, password)
+def _checked_key(address: Address, path: Path, password: str) -> tuple[Secret, tuple[str, ...]]:
+    """The key in the file, after it signed for `address` as rule U-13 wants (PROTOCOL.md 7.3.6), and warnings."""
+    key, warnings = decrypt_key_file(path, password)
     try:
-        key = PrivateKey(secret)
-    except ValueError:
-        raise KeyManagerError(f"key file {path} holds no private key") from None
-    # A digest of its own kind, prefixed like every message, so that the trial signature is of no use to anybody.
-    digest = keccak256(_EIP191 + keccak256(b"perun: does this key sign for its address?"))
-    signer = PublicKey.from_signature_and_message(_sign(key, digest), digest, hasher=None)
-    if keccak256(signer.format(compressed=False)[1:])[12:] != address:
-        raise KeyManagerError(f"key file {path} states {address.checksum}, but its key belongs to another address")
-    return key
+        check_key(key, address)
+    except KeyManagerError:
+        key.wipe()
+        raise KeyManagerError(
+            f"key file {path} states {address.checksum}, but its key belongs to another address"
+        ) from None
+    return key, warnings
+
+
+# ------------------------------------------------------------------------------------------------------------- custody
+
+
+class KeyFiles:
+    """The key files of a directory; implements `perun_core.ports.keymgr.KeyCustody`. New files take a second each."""
+
+    def __init__(self, directory: Path, password: str, *, weak: bool = False) -> None:
+        self._directory = directory
+        self._password = password
+        self._weak = weak
+
+    def __repr__(self) -> str:
+        return f"KeyFiles({str(self._directory)!r})"
+
+    async def addresses(self) -> tuple[Address, ...]:
+        """See `KeyCustody.addresses`."""
+        return tuple(sorted(await asyncio.to_thread(find_key_files, self._directory)))
+
+    async def place(self, address: Address) -> str:
+        """See `KeyCustody.place`."""
+        return str(await asyncio.to_thread(self._path, address))
+
+    async def add(self, key: Secret) -> Address:
+        """See `KeyCustody.add`."""
+        address = address_of(key)
+        await asyncio.to_thread(self._write, key, address)
+        return address
+
+    async def read(self, address: Address) -> tuple[Secret, tuple[str, ...]]:
+        """See `KeyCustody.read`."""
+        return await asyncio.to_thread(lambda: _checked_key(address, self._path(address), self._password))
+
+    async def remove(self, address: Address) -> None:
+        """See `KeyCustody.remove`."""
+        await asyncio.to_thread(lambda: remove_key_file(self._path(address)))
+
+    def _path(self, address: Address) -> Path:
+        return _only_file(find_key_files(self._directory).get(address, ()), address)
+
+    def _write(self, key: Secret, address: Address) -> None:
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise KeyManagerError(f"key store directory {str(self._directory)!r} cannot be created") from error
+        if existing := find_key_files(self._directory).get(address):
+            raise KeyExists(f"key file {existing[0]} has the key of {address.checksum} already")
+        write_key_file(self._directory, key, self._password, weak=self._weak, name_time=datetime.now(UTC))
+
+
+@asynccontextmanager
+async def open_key_files(config: EthKeystoreConfig) -> AsyncIterator[KeyFiles]:
+    """The custody of the configured directory, which the first key creates. Raises: KeyManagerError."""
+    yield KeyFiles(_directory(config), _password(config))

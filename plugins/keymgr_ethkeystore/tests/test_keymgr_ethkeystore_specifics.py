@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager
@@ -18,12 +20,14 @@ import pytest
 from eth_account import Account
 
 import perun_keymgr_ethkeystore
-from perun_core.errors import KeyAmbiguous, KeyLocked, KeyManagerError, KeyNotFound
+from perun_core.errors import KeyAmbiguous, KeyExists, KeyLocked, KeyManagerError, KeyNotFound
+from perun_core.keys import Secret
 from perun_core.ports.keymgr import KeyManagerContext, KeyRole, UnsignedTx
 from perun_core.testing.keymgr import address_of
-from perun_core.values import Address, Bytes32
-from perun_keymgr_ethkeystore.keyfiles import decrypt_key_file, find_key_files, write_key_file
-from perun_keymgr_ethkeystore.keymgr import EthKeystore, EthKeystoreConfig, open_ethkeystore
+from perun_core.values import Address, Bytes32, keccak256
+from perun_keymgr_ethkeystore import keyfiles
+from perun_keymgr_ethkeystore.keyfiles import find_key_files, write_key_file
+from perun_keymgr_ethkeystore.keymgr import EthKeystore, EthKeystoreConfig, open_ethkeystore, open_key_files
 
 ALICE = b"\x11" * 32
 BOB = b"\x22" * 32
@@ -45,6 +49,12 @@ async def expect_refusal(error: type[Exception], directory: Path, *addresses: Ad
 
 def write(directory: Path, key: bytes = ALICE, *, password: str = "right") -> Path:
     return write_key_file(directory, key, password, weak=True, name_time=NOON)
+
+
+def decrypt_key_file(path: Path, password: str) -> bytes:
+    key, _ = keyfiles.decrypt_key_file(path, password)
+    with key:
+        return bytes(key.buffer)
 
 
 def edited(path: Path, **changes: Any) -> None:
@@ -289,10 +299,16 @@ async def test_a_flipped_bit_in_the_encrypted_key_does_not_open(tmp_path: Path) 
     await expect_refusal(KeyLocked, tmp_path, address_of(ALICE))
 
 
-async def test_an_encrypted_zero_is_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path)
-    monkeypatch.setattr("perun_keymgr_ethkeystore.keymgr.decrypt_key_file", lambda path, password: bytes(32))
-    await expect_refusal(KeyManagerError, tmp_path, address_of(ALICE))
+async def test_an_encrypted_zero_is_no_key(tmp_path: Path) -> None:
+    zero = Account.encrypt(ALICE, "right", kdf="scrypt", iterations=4096)
+    derived = hashlib.scrypt(
+        b"right", salt=bytes.fromhex(zero["crypto"]["kdfparams"]["salt"]), n=4096, r=8, p=1, maxmem=2**26, dklen=32
+    )
+    stream = bytes(a ^ b for a, b in zip(bytes.fromhex(zero["crypto"]["ciphertext"]), ALICE, strict=True))
+    zero["crypto"]["ciphertext"] = stream.hex()
+    zero["crypto"]["mac"] = keccak256(derived[16:32] + stream).hex()
+    (tmp_path / "zero").write_text(json.dumps(zero))
+    assert "no private key" in await expect_refusal(KeyManagerError, tmp_path, address_of(ALICE))
 
 
 # ---------------------------------------------------------------------------------------------------------- creating
@@ -331,6 +347,65 @@ def test_key_files_of_eth_account_open(tmp_path: Path, kdf: Literal["scrypt", "p
     assert decrypt_key_file(tmp_path / "key", "right") == BOB
 
 
+async def test_the_password_may_lie_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    write(tmp_path / "keys")
+    (tmp_path / "password").write_text("right\nnot this line\n")
+    context = KeyManagerContext(role=KeyRole.ON_CHAIN, addresses=(address_of(ALICE),))
+    in_file = EthKeystoreConfig(keystorepath=str(tmp_path / "keys"), passwordfile=str(tmp_path / "password"))
+    async with open_ethkeystore(in_file, context):
+        pass
+    for wrong in ({"passwordfile": str(tmp_path / "missing")}, {"password": "right", "passwordfile": "both"}):
+        with pytest.raises(KeyManagerError, match="password"):
+            async with open_ethkeystore(EthKeystoreConfig(keystorepath=str(tmp_path / "keys"), **wrong), context):
+                pass
+
+
+@pytest.mark.parametrize("n", [2, 4096])
+def test_files_weaker_than_the_standard_open_with_a_warning(tmp_path: Path, n: int) -> None:
+    """4096·8·6 are the light parameters of the original key store."""
+    content = Account.encrypt(BOB, "right", kdf="scrypt", iterations=n)
+    (tmp_path / "key").write_text(json.dumps(content))
+    (tmp_path / "key").chmod(0o600)
+    key, warnings = keyfiles.decrypt_key_file(tmp_path / "key", "right")
+    assert key.buffer == BOB
+    assert len(warnings) == 1 and "weak" in warnings[0]
+
+
+def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.chmod(0o644)
+    assert any("other users" in warning for warning in keyfiles.decrypt_key_file(path, "right")[1])
+
+
+# ----------------------------------------------------------------------------------------------------------- custody
+
+
+@pytest.mark.slow
+async def test_the_custody_keeps_lists_gives_and_removes_files(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "keys"
+    async with open_key_files(EthKeystoreConfig(keystorepath=str(directory), password="right")) as custody:
+        with pytest.raises(KeyManagerError):
+            await custody.addresses()
+        assert os.listdir(tmp_path) == [], "looking creates nothing"
+        assert await custody.add(Secret(ALICE)) == address_of(ALICE)
+        with pytest.raises(KeyExists):
+            await custody.add(Secret(ALICE))
+        assert await custody.addresses() == (address_of(ALICE),)
+        check_strength_and_modes(Path(await custody.place(address_of(ALICE))))
+        key, warnings = await custody.read(address_of(ALICE))
+        assert (key.buffer, warnings) == (ALICE, ())
+        await custody.remove(address_of(ALICE))
+        assert os.listdir(directory) == []
+        with pytest.raises(KeyNotFound):
+            await custody.remove(address_of(ALICE))
+
+
+def check_strength_and_modes(path: Path) -> None:
+    assert json.loads(path.read_text())["crypto"]["kdfparams"]["n"] == 1 << 18
+    assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
 # ----------------------------------------------------------------------------------------------------------- secrets
 
 
@@ -354,10 +429,12 @@ async def test_no_error_shows_the_password_or_a_part_of_the_file(tmp_path: Path)
     assert not [text for text in texts if "hunter2" in text or secret in text]
 
 
-def test_the_options_are_the_two_of_the_session_file_and_hide_the_password() -> None:
+def test_the_options_of_the_session_file_hide_the_password() -> None:
     config = msgspec.convert({"keystorepath": "alice/keystore", "password": "hunter2"}, EthKeystoreConfig)
     assert "hunter2" not in f"{config!r} {config} {config.__rich_repr__()}"
     assert "alice/keystore" in repr(config)
+    with pytest.raises(TypeError):
+        pickle.dumps(config)
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"keystorepath": "x", "passwrod": "y"}, EthKeystoreConfig)
 
@@ -366,16 +443,18 @@ async def test_closing_forgets_the_keys(tmp_path: Path) -> None:
     write(tmp_path)
     async with keystore(tmp_path, address_of(ALICE)) as keys:
         (key,) = keys._keys.values()
-    assert key.secret == bytes(32)
+        buffer = key.buffer
+        assert buffer == ALICE
+    assert buffer == bytes(32), "the memory itself is overwritten"
     assert keys._keys == {}
 
 
 async def test_the_loop_runs_on_while_a_key_is_decrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop_moved_on = asyncio.Event()
     loop = asyncio.get_running_loop()
-    original = decrypt_key_file
+    original = keyfiles.decrypt_key_file
 
-    def slow(path: Path, password: str) -> bytes:
+    def slow(path: Path, password: str) -> tuple[Secret, tuple[str, ...]]:
         async def move_on() -> None:
             loop_moved_on.set()
 

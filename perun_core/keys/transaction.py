@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from perun_core.ports.keymgr import UnsignedTx
-from perun_core.values import MAX_UINT256
+from ..ports.keymgr import UnsignedTx
+from ..values import MAX_UINT256
 
 _TYPE = b"\x02"
 
@@ -17,6 +17,33 @@ def signed_payload(tx: UnsignedTx, signature: bytes) -> bytes:
     """The transaction to broadcast. `signature` is r ‖ s ‖ parity, 65 bytes, parity 0 or 1. Raises: ValueError."""
     parity, r, s = signature[64], int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
     return _TYPE + _list(_fields(tx) + _integer(parity) + _integer(r) + _integer(s))
+
+
+def signature_in(raw: bytes, tx: UnsignedTx) -> bytes:
+    """r ‖ s ‖ parity, 65 bytes, of a signed transaction that somebody else made of `tx`.
+
+    Raises: ValueError unless `raw` is exactly `tx` with a signature.
+    """
+    fields = _fields(tx)
+    signature = _signature(raw.partition(fields)[2])
+    if signature is None or signed_payload(tx, signature) != raw:
+        raise ValueError("not the transaction that was to be signed")
+    return signature
+
+
+def _signature(items: bytes) -> bytes | None:
+    """r ‖ s ‖ parity if `items` may be the encodings of parity, r and s."""
+    numbers: list[int] = []
+    while items:
+        size = 0 if items[0] < 0x80 else items[0] - 0x80
+        if size > 32 or len(items) <= size:
+            return None
+        numbers.append(int.from_bytes(items[1 : 1 + size], "big") if items[0] >= 0x80 else items[0])
+        items = items[1 + size :]
+    if len(numbers) != 3 or numbers[0] > 1:
+        return None
+    parity, r, s = numbers
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([parity])
 
 
 def _fields(tx: UnsignedTx) -> bytes:
