@@ -29,7 +29,7 @@ def is_busy(error: BaseException) -> bool:
 
 
 def renamed(error: BaseException, path: Path) -> StoreError:
-    """The port's error for `error`, to be raised ``from`` it. `path` is the namespace, for the text."""
+    """The port's error for `error`, to be raised ``from`` it. `path` is the file or the namespace, for the text."""
     if is_full(error):
         return StoreFull(f"no room left in the store at {path}")
     if is_busy(error):

@@ -13,6 +13,7 @@ from typing import IO, Final
 from perun_core.errors import StoreBroken, StoreLocked
 
 from .errors import renamed
+from .fence import Fence
 from .schema import migrate, refuse_foreign
 
 DATABASE: Final = "store.db"
@@ -27,7 +28,9 @@ class Namespace:
     Whoever drops the last reference releases it, so that an opening that was cancelled halfway leaves no lock.
     """
 
-    def __init__(self, path: Path, *, wal_autocheckpoint: int, max_bytes: int) -> None:
+    def __init__(
+        self, path: Path, *, wal_autocheckpoint: int, max_bytes: int, fence_directory: Path | None = None
+    ) -> None:
         """Open the namespace; blocks for the time of some disk writes. Nothing stays open when this raises.
 
         Raises: StoreLocked, StoreTooNew (nothing was touched), StoreFull, StoreBroken.
@@ -52,6 +55,7 @@ class Namespace:
                 undo.callback(self.reader.close)
                 self.reader.execute("PRAGMA query_only = ON")
                 _sync_directory(path)
+                self.fence = Fence(path, self.writer, directory=fence_directory)
             except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a path no file can have
                 raise renamed(error, path) from error
             undo.pop_all()
@@ -62,6 +66,7 @@ class Namespace:
         A failure to do so loses nothing: the log is read at the next opening. Raises: StoreBroken.
         """
         try:
+            self.fence.close()
             self.reader.close()
             self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:

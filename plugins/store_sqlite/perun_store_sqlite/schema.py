@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from perun_core.errors import StoreBroken, StoreTooNew
 from perun_core.ports.store import Table
@@ -21,26 +22,55 @@ APPLICATION_ID: Final = int.from_bytes(b"PRUN", "big")
 """Marks the file as ours; shown by ``file`` and ``PRAGMA application_id``."""
 
 
+_FIRST_TABLES: Final = (
+    "meta",
+    "proposals",
+    "channels",
+    "archive",
+    "signed",
+    "used",
+    "transactions",
+    "cursors",
+    "currencies",
+    "peers",
+)
+"""As they were when the first schema was released; a table that the port gets later needs a migration of its own."""
+
+
+def checksum(table: str, key: bytes, value: bytes) -> int:
+    """Of one row; a single changed bit changes it."""
+    return crc32(value, crc32(key, crc32(table.encode())) ^ len(key))
+
+
 def _create_tables(database: Database) -> None:
-    for table in (
-        "meta",
-        "proposals",
-        "channels",
-        "archive",
-        "signed",
-        "used",
-        "transactions",
-        "cursors",
-        "currencies",
-        "peers",
-    ):
+    for table in _FIRST_TABLES:
         database.execute(
             f'CREATE TABLE "{table}" (key BLOB PRIMARY KEY NOT NULL, value BLOB NOT NULL) STRICT, WITHOUT ROWID'
         )
 
 
-MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_create_tables,)
+def _add_fence_and_sums(database: Database) -> None:
+    """SQLite does not notice when a value changes on the disk, so every row carries a checksum of key and value."""
+    database.conn.create_function("perun_sum", 3, checksum, deterministic=True)
+    for table in _FIRST_TABLES:
+        database.execute(f'ALTER TABLE "{table}" ADD COLUMN sum INTEGER NOT NULL DEFAULT 0')
+        database.execute(f"UPDATE \"{table}\" SET sum = perun_sum('{table}', key, value)")
+    database.execute(
+        "CREATE TABLE fence (one INTEGER PRIMARY KEY NOT NULL CHECK (one = 1), identity TEXT NOT NULL, "
+        "generation INTEGER NOT NULL, path TEXT NOT NULL, origin TEXT NOT NULL, doubt TEXT NOT NULL, "
+        "reason TEXT NOT NULL) STRICT"
+    )
+    database.execute("CREATE TABLE trusted (prefix BLOB PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID")
+
+
+MIGRATIONS: Final[tuple[Callable[[Database], None], ...]] = (_create_tables, _add_fence_and_sums)
 """Applied in order, each once. Append only: an entry that was released never changes."""
+
+
+FIRST_PAGE: Final = 4096
+"""Bytes of a database that has no table yet."""
+OWN_TABLES: Final = ("fence", "trusted")
+"""Tables beside those of the port."""
 
 
 def refuse_foreign(database: Path) -> None:
@@ -51,7 +81,16 @@ def refuse_foreign(database: Path) -> None:
     if database.stat().st_size == 0:
         return
     with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as look:
-        (version,) = look.execute("PRAGMA user_version").fetchone()
+        try:
+            (version,) = look.execute("PRAGMA user_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK or database.stat().st_size > FIRST_PAGE:
+                raise
+            # A crash while the file was made, before there was anything in it: the switch to a write-ahead log is the
+            # only change that we make with a journal. Undo it, as whoever opens the file to write would.
+            with closing(sqlite3.connect(database, isolation_level=None)) as undo:
+                undo.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            (version,) = look.execute("PRAGMA user_version").fetchone()
         (application,) = look.execute("PRAGMA application_id").fetchone()
         (tables,) = look.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != APPLICATION_ID and (tables or version or application):
@@ -68,7 +107,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     if version < len(MIGRATIONS):
         _apply(MIGRATIONS[version:], connection)
     present = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    if missing := set(Table) - present:
+    if missing := {*Table, *OWN_TABLES} - present:
         raise StoreBroken(f"the database lacks the tables {', '.join(sorted(missing))}")
 
 

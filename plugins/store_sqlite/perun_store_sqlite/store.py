@@ -13,26 +13,34 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-from perun_core.errors import StoreBroken, StoreConflict, StoreError
-from perun_core.ports.store import Delete, Op, Put, PutNew, StoreContext, Table
+from perun_core.errors import StoreBroken, StoreConflict, StoreError, StoreFenced
+from perun_core.ports.store import Delete, Doubt, Op, Put, PutNew, Store, StoreContext, StoreStatus, Table
 
 from .errors import is_busy, is_full, renamed
-from .namespace import Namespace
+from .fence import COMMITS_PER_GENERATION, SECONDS_PER_GENERATION, FenceRow
+from .namespace import DATABASE, Namespace
+from .reading import TableReader, open_snapshot
+from .schema import checksum
 
 _log = logging.getLogger(__name__)
 
-_PUT: Final = {t: f'INSERT INTO "{t}" VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value' for t in Table}
-_PUT_NEW: Final = {t: f'INSERT INTO "{t}" VALUES (?, ?) ON CONFLICT DO NOTHING' for t in Table}
+FENCE_RETRY: Final = 5.0
+"""Seconds until a fence that could not be written is tried again."""
+
+_PUT: Final = {
+    t: f'INSERT INTO "{t}" VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value, sum = excluded.sum'
+    for t in Table
+}
+_PUT_NEW: Final = {t: f'INSERT INTO "{t}" VALUES (?, ?, ?) ON CONFLICT DO NOTHING' for t in Table}
 _DELETE: Final = {t: f'DELETE FROM "{t}" WHERE key = ?' for t in Table}
-_GET: Final = {t: f'SELECT value FROM "{t}" WHERE key = ?' for t in Table}
-_SCAN: Final = {t: f'SELECT key, value FROM "{t}" WHERE key >= ? ORDER BY key LIMIT ?' for t in Table}
-_SCAN_BELOW: Final = {t: f'SELECT key, value FROM "{t}" WHERE key >= ? AND key < ? ORDER BY key LIMIT ?' for t in Table}
+_VALUE: Final = {t: f'SELECT value FROM "{t}" WHERE key = ?' for t in Table}
 
 
 class SqliteConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +50,9 @@ class SqliteConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Pages (4 KiB) in the write-ahead log after which a commit moves them into the database. At least 1."""
     max_bytes: int = 0
     """Size beyond which the database of one namespace must not grow (StoreFull); 0 is the size of the disk."""
+    fencedir: str = ""
+    """Directory for the fence files, by which an older copy that was put back is noticed. It must exist, survive
+    restarts, and be part of no backup. Empty: a hidden file beside the directory of the namespace."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError."""
@@ -72,12 +83,22 @@ class SqliteStore:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self._db = namespace.writer
+        self._database = namespace.path / DATABASE
+        self._reader = TableReader(namespace.reader, self._database)
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Request] = deque()
         self._alone: deque[_Request] = deque()
         """Requests of a group for which there was no room: each gets a transaction of its own."""
+        self._special: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
+        """What needs the database for itself and waits for the disk: changes of the doubt."""
         self._turn_planned = False
         self._in_flight = False
+        self._fence = namespace.fence
+        self._fence_follows = False
+        self._fence_again_at = 0.0
+        self._fenced_by: StoreFenced | None = None
+        self._commits_of_generation = 0
+        self._generation_since = self._loop.time()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
@@ -91,7 +112,7 @@ class SqliteStore:
 
     async def commit(self, batch: Sequence[Op]) -> None:
         """See `Store.commit`. Commits that are called while another is on its way to the disk share the next one."""
-        self._refuse_when_unusable()
+        self._refuse_commits()
         request = _Request(_checked(batch), self._loop.create_future())
         self._waiting.append(request)
         self._idle.clear()
@@ -102,20 +123,35 @@ class SqliteStore:
     async def get(self, table: Table, key: bytes) -> bytes | None:
         """See `Store.get`. Answers on the loop: a lookup takes some µs."""
         self._refuse_when_unusable()
-        rows = self._read(_GET[table], (key,))
-        return rows[0][0] if rows else None
+        return self._reader.get(table, key)
 
     async def scan(
         self, table: Table, prefix: bytes = b"", *, after: bytes | None = None, limit: int = 1000
     ) -> list[tuple[bytes, bytes]]:
         """See `Store.scan`. Answers on the loop; `limit` bounds how long that takes."""
         self._refuse_when_unusable()
-        # The least key greater than `after` is `after` with a zero byte behind it.
-        start = prefix if after is None else max(prefix, after + b"\x00")
-        end = _first_behind(prefix)
-        if end is None:
-            return self._read(_SCAN[table], (start, max(limit, 0)))
-        return self._read(_SCAN_BELOW[table], (start, end, max(limit, 0)))
+        return self._reader.scan(table, prefix, after, limit)
+
+    def status(self) -> StoreStatus:
+        """See `Store.status`."""
+        return self._fence.status()
+
+    async def distrust(self, doubt: Doubt, reason: str) -> None:
+        """See `Store.distrust`."""
+        await self._alone_with_the_database(lambda: self._fence.put_in_doubt(doubt, reason))
+
+    async def trust(self, prefix: bytes = b"") -> None:
+        """See `Store.trust`."""
+        await self._alone_with_the_database(lambda: self._fence.release(prefix))
+
+    async def _alone_with_the_database(self, work: Callable[[], None]) -> None:
+        self._refuse_commits()
+        outcome: asyncio.Future[None] = self._loop.create_future()
+        self._special.append((work, outcome))
+        self._idle.clear()
+        if not self._in_flight:
+            self._plan_turn()
+        await outcome
 
     def pragma_synchronous(self) -> int:
         """What SQLite says about this namespace's writing connection now; 2 means that commits wait for the disk."""
@@ -123,19 +159,16 @@ class SqliteStore:
         (value,) = self._db.execute("PRAGMA synchronous").fetchone()
         return int(value)
 
-    # -------------------------------------------------------------------------------------------------------- reading
-
-    def _read(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
-        try:
-            return self._namespace.reader.execute(statement, parameters).fetchall()
-        except sqlite3.Error as error:
-            raise renamed(error, self._namespace.path) from error
-
     def _refuse_when_unusable(self) -> None:
         if self._closed:
             raise StoreBroken(f"the store at {self._namespace.path} is closed")
         if self._broken_by is not None:
             raise self._broken() from self._broken_by
+
+    def _refuse_commits(self) -> None:
+        self._refuse_when_unusable()
+        if self._fenced_by is not None:
+            raise StoreFenced(str(self._fenced_by)) from self._fenced_by
 
     def _broken(self) -> StoreBroken:
         return StoreBroken(f"the store at {self._namespace.path} failed earlier and must be opened again")
@@ -151,7 +184,11 @@ class SqliteStore:
     def _take_turn(self) -> None:
         self._turn_planned = False
         if self._released:
-            self._fail_everybody(f"the store at {self._namespace.path} is closed")
+            self._fail_everybody(StoreBroken(f"the store at {self._namespace.path} is closed"))
+        elif self._special:
+            work, outcome = self._special.popleft()
+            self._in_flight = True
+            self._jobs.put(lambda: self._work_in_thread(work, outcome))
         elif group := self._next_group():
             self._start(group)
         else:
@@ -167,7 +204,9 @@ class SqliteStore:
     def _start(self, group: list[_Request]) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            self._fence.check()
             staged = [request for request in group if self._staged(request)]
+            row = self._next_generation() if staged else None
             if not staged:
                 self._db.execute("ROLLBACK")
         except Exception as error:  # whatever it is, the futures of the group must end
@@ -175,12 +214,30 @@ class SqliteStore:
         else:
             self._in_flight = bool(staged)
             if staged:
-                self._jobs.put(lambda: self._commit_in_thread(staged))
+                self._jobs.put(lambda: self._commit_in_thread(staged, row))
                 return
         self._plan_turn()
 
+    def _next_generation(self) -> FenceRow | None:
+        """Let the generation grow with this group, when enough happened since and the fence has caught up."""
+        self._commits_of_generation += 1
+        due = self._commits_of_generation >= COMMITS_PER_GENERATION
+        if not due and self._loop.time() - self._generation_since < SECONDS_PER_GENERATION:
+            return None
+        if not self._fence.may_advance():
+            return None
+        self._commits_of_generation = 0
+        self._generation_since = self._loop.time()
+        return self._fence.advance()
+
     def _staged(self, request: _Request) -> bool:
-        """Apply a batch inside the open transaction, all of it or nothing; False when it met a conflict."""
+        """Apply a batch inside the open transaction, all of it or nothing; False when it was refused."""
+        if self._fence.in_doubt:
+            status = self._fence.status()
+            for op in request.batch:
+                if isinstance(op, PutNew) and op.table is Table.SIGNED and not status.may_sign(op.key):
+                    request.fail(StoreFenced(f"the store is in doubt, so nothing is signed: {status.reason}"))
+                    return False
         self._db.execute("SAVEPOINT batch")
         for op in request.batch:
             if not self._apply(op):
@@ -194,28 +251,77 @@ class SqliteStore:
     def _apply(self, op: Op) -> bool:
         match op:
             case Put():
-                self._db.execute(_PUT[op.table], (op.key, op.value))
+                self._db.execute(_PUT[op.table], (op.key, op.value, checksum(op.table, op.key, op.value)))
             case PutNew():
-                if self._db.execute(_PUT_NEW[op.table], (op.key, op.value)).rowcount == 0:
-                    (value,) = self._db.execute(_GET[op.table], (op.key,)).fetchone()
+                row = (op.key, op.value, checksum(op.table, op.key, op.value))
+                if self._db.execute(_PUT_NEW[op.table], row).rowcount == 0:
+                    (value,) = self._db.execute(_VALUE[op.table], (op.key,)).fetchone()
                     return bool(value == op.value)
             case Delete():
                 self._db.execute(_DELETE[op.table], (op.key,))
         return True
 
-    def _commit_in_thread(self, group: list[_Request]) -> None:
+    def _commit_in_thread(self, group: list[_Request], row: FenceRow | None) -> None:
         failure: Exception | None = None
         try:
             self._db.execute("COMMIT")
+            if row is not None:
+                self._fence.advanced(row)
         except Exception as error:
             failure = error
         self._tell_loop(lambda: self._finish(group, failure))
+
+    def _let_fence_follow(self) -> None:
+        """In another thread than commits, which do not wait for it."""
+        if self._fence_follows or self._fence.may_advance() or self._loop.time() < self._fence_again_at:
+            return
+
+        def followed(_: asyncio.Future[None]) -> None:
+            self._fence_follows = False
+            if not self._fence.may_advance():
+                self._fence_again_at = self._loop.time() + FENCE_RETRY
+
+        self._fence_follows = True
+        self._loop.run_in_executor(None, self._follow).add_done_callback(followed)
+
+    def _follow(self) -> None:
+        """Until it is done the row is one ahead of the fence, which is no rollback."""
+        try:
+            self._fence.follow()
+        except StoreError as error:
+            _log.error("%s", error)  # the next commit meets the same and is refused
+        except OSError as error:
+            _log.warning("the fence %s cannot be written: %s; it is tried again", self._fence.file, error)
+
+    def _work_in_thread(self, work: Callable[[], None], outcome: asyncio.Future[None]) -> None:
+        failure: Exception | None = None
+        try:
+            work()
+        except Exception as error:
+            failure = error
+        self._tell_loop(lambda: self._finish_alone(outcome, failure))
+
+    def _finish_alone(self, outcome: asyncio.Future[None], failure: Exception | None) -> None:
+        self._in_flight = False
+        if failure is None:
+            _resolve(outcome)
+        elif not outcome.done():
+            refused = self._renamed(failure)
+            refused.__cause__ = failure
+            outcome.set_exception(refused)
+        self._plan_turn()
+
+    def _renamed(self, error: Exception) -> StoreError:
+        if isinstance(error, StoreFenced):
+            self._fenced_by = error
+        return error if isinstance(error, StoreError) else renamed(error, self._database)
 
     def _finish(self, group: list[_Request], failure: Exception | None) -> None:
         self._in_flight = False
         if failure is None:
             for request in group:
                 request.succeed()
+            self._let_fence_follow()
         else:
             self._give_up(group, failure)
         self._plan_turn()
@@ -234,17 +340,27 @@ class SqliteStore:
         if is_full(error) and len(group) > 1:
             self._alone.extend(request for request in group if not request.outcome.done())
             return
+        if isinstance(error, StoreFenced):
+            self._fenced_by = error
+            for request in group:
+                request.fail(StoreFenced(str(error)), error)
+            self._fail_everybody(error)
+            return
         for request in group:
-            request.fail(renamed(error, self._namespace.path), error)
+            request.fail(renamed(error, self._database), error)
         if not (is_full(error) or is_busy(error)):
             self._broken_by = error
-            self._fail_everybody(str(self._broken()))
+            self._fail_everybody(self._broken())
 
-    def _fail_everybody(self, problem: str) -> None:
+    def _fail_everybody(self, error: StoreError) -> None:
         for request in (*self._alone, *self._waiting):
-            request.fail(StoreBroken(problem), self._broken_by)
+            request.fail(type(error)(str(error)), self._broken_by)
+        for _, outcome in self._special:
+            if not outcome.done():
+                outcome.set_exception(type(error)(str(error)))
         self._alone.clear()
         self._waiting.clear()
+        self._special.clear()
         self._idle.set()
 
     # --------------------------------------------------------------------------------------------------------- thread
@@ -301,20 +417,28 @@ def _checked(batch: Sequence[Op]) -> tuple[Op, ...]:
     return tuple(batch)
 
 
-def _first_behind(prefix: bytes) -> bytes | None:
-    """The least key that is greater than every key with this prefix; None when there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None
-
-
 @asynccontextmanager
-async def open_sqlite(config: SqliteConfig, context: StoreContext) -> AsyncIterator[SqliteStore]:
-    """Open the namespace at `context.path` and own it until the context ends.
+async def open_sqlite(config: SqliteConfig, context: StoreContext) -> AsyncIterator[Store]:
+    """Open the namespace at `context.path`, and own it until the context ends unless a snapshot is asked for.
 
     Raises: StoreLocked, StoreTooNew (nothing was touched), StoreFull, StoreBroken.
     """
+    if context.snapshot:
+        async with open_snapshot(context.path) as snapshot:
+            yield snapshot
+        return
+    async with _owned(config, context.path) as store:
+        yield store
+
+
+@asynccontextmanager
+async def _owned(config: SqliteConfig, path: Path) -> AsyncIterator[SqliteStore]:
     namespace = await asyncio.to_thread(
-        Namespace, context.path, wal_autocheckpoint=config.wal_autocheckpoint, max_bytes=config.max_bytes
+        Namespace,
+        path,
+        wal_autocheckpoint=config.wal_autocheckpoint,
+        max_bytes=config.max_bytes,
+        fence_directory=Path(config.fencedir) if config.fencedir else None,
     )
     store = SqliteStore(namespace)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+import sqlite3
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,20 @@ import pytest
 from perun_core.errors import StoreFull
 from perun_core.ports.store import Put, Store, StoreContext, Table
 from perun_core.testing.store import MemoryDisk, MemoryStore, StoreConformance
+from perun_store_sqlite.schema import MIGRATIONS
 from perun_store_sqlite.store import SqliteConfig, open_sqlite
 
 
 class TestSqliteStore(StoreConformance):
     def open_store(self, path: Path) -> AbstractAsyncContextManager[Store]:
         return open_sqlite(SqliteConfig(), StoreContext(path=path))
+
+    def open_snapshot(self, path: Path) -> AbstractAsyncContextManager[Store]:
+        return open_sqlite(SqliteConfig(), StoreContext(path=path, snapshot=True))
+
+    def make_newer(self, path: Path) -> None:
+        with closing(sqlite3.connect(path / "store.db")) as database:
+            database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
 
 
 class TestMemoryStore(StoreConformance):
@@ -26,6 +35,9 @@ class TestMemoryStore(StoreConformance):
 
     def open_store(self, path: Path) -> AbstractAsyncContextManager[Store]:
         return self.disk.open(path)
+
+    def open_snapshot(self, path: Path) -> AbstractAsyncContextManager[Store]:
+        return self.disk.open(path, snapshot=True)
 
 
 async def test_the_memory_store_fails_the_commit_it_was_told_to_and_writes_nothing() -> None:

@@ -23,8 +23,9 @@ from perun_store_sqlite.store import SqliteConfig, SqliteStore, open_sqlite
 
 
 @asynccontextmanager
-async def opened(path: Path, **options: int) -> AsyncIterator[SqliteStore]:
+async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteStore]:
     async with open_sqlite(SqliteConfig(**options), StoreContext(path=path)) as store:
+        assert isinstance(store, SqliteStore)
         yield store
 
 
