@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from ..channel import Dispute, Phase
+from ..channel import Dispute, DisputePhase, Phase
 from ..durations import Duration
 
 UNWATCHED = frozenset((Phase.OPENING, Phase.WITHDRAWING, Phase.WITHDRAWN))
@@ -19,11 +19,12 @@ def back_before(*, challenge_duration: int, version: int, dispute: Dispute | Non
 
     `version` is the newest version we hold fully signed; `dispute` is what the contract stores at block time `as_of`,
     None or not registered when it knows nothing. Then an outdated state may be registered in the very next block, and
-    its time starts there. None: the contract holds our newest state or an outcome, and absence changes nothing more.
+    its time starts there. None: the contract holds our newest state or one that cannot be refuted any more, so that
+    absence changes nothing.
     """
     if dispute is None or not dispute.registered:
         return as_of + challenge_duration
-    if dispute.concluded or dispute.version >= version:
+    if dispute.phase is not DisputePhase.DISPUTE or dispute.version >= version:
         return None
     return dispute.timeout
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from msgspec import Struct
 
+from ..channel import DisputePhase, Params, State
 from ..errors import (
     ApiError,
     ChainError,
@@ -27,17 +28,30 @@ from ..errors import (
     UnknownInternal,
 )
 from ..ports.chain import BlockRef, Chain
+from ..ports.fundwatch import Funder
 from ..profile import Profile
 from ..protocol.effects import (
     AwaitConcludable,
     ChainStep,
     ConcludeFinal,
     ConcludeState,
+    FindRegistered,
     FundChannel,
+    ProgressState,
     RegisterState,
     WithdrawHoldings,
 )
-from ..protocol.events import ChainConcluded, ChainFailed, ChainFunded, ChainMatured, ChainRegistered, ChainWithdrawn
+from ..protocol.events import (
+    ChainConcluded,
+    ChainFailed,
+    ChainFound,
+    ChainFunded,
+    ChainMatured,
+    ChainRegistered,
+    ChainStands,
+    ChainUndone,
+    ChainWithdrawn,
+)
 from ..values import Address, Bytes32, ChannelID, Sig
 
 log = logging.getLogger(__name__)
@@ -54,7 +68,17 @@ PATIENCE = 2
 Share = tuple[int, Address, int, int]
 """A deposit that is due: asset index, asset holder, participant index, amount in base units."""
 
-StepResult = ChainFunded | ChainRegistered | ChainMatured | ChainConcluded | ChainWithdrawn | ChainFailed
+StepResult = (
+    ChainFunded
+    | ChainRegistered
+    | ChainMatured
+    | ChainStands
+    | ChainFound
+    | ChainUndone
+    | ChainConcluded
+    | ChainWithdrawn
+    | ChainFailed
+)
 
 
 class StepContext(Struct, frozen=True):
@@ -73,6 +97,9 @@ class StepContext(Struct, frozen=True):
     receiver: Address
     authorise: Callable[[ChannelID, Address, int], Awaitable[Sig]]
     """Our signature on the withdrawal of an amount from a holder to `receiver`, after it is marked durably."""
+    funder: Funder | None = None
+    """Makes the transactions of `remote.run_remote_step`."""
+    funding_url: str = ""
 
 
 def chain_error(error: PortError, *, url: str, tx_timeout: str) -> ApiError:
@@ -92,8 +119,12 @@ async def run_step(step: ChainStep, context: StepContext, channel_id: ChannelID)
         match step:
             case FundChannel():
                 return await _fund(step, context, channel_id)
-            case RegisterState(params, tx):
-                return ChainRegistered(await context.chain.register(params, tx))
+            case RegisterState():
+                return await _register(step, context, channel_id)
+            case FindRegistered():
+                return await _find(step, context, channel_id)
+            case ProgressState():
+                return await _progress(step, context, channel_id)
             case AwaitConcludable(at):
                 return await _await_concludable(at, context, channel_id)
             case ConcludeState():
@@ -226,6 +257,58 @@ async def _next_block(context: StepContext) -> None:
             return
 
 
+async def _register(step: RegisterState, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Register, or learn that the time for it is over: then what is registered stands. Raises: ChainError."""
+    chain = context.chain
+    try:
+        return ChainRegistered(await chain.register(step.params, step.tx, deadline=step.deadline))
+    except ChainError:
+        dispute = await chain.dispute(channel_id)
+        if not dispute.registered or dispute.concluded:
+            raise
+        if dispute.phase is DisputePhase.DISPUTE and (await chain.head()).timestamp < dispute.timeout:
+            raise
+        held = step.tx.state
+        log.error(
+            "channel %s: version %d stands on chain although we hold %s: the time for registering is over",
+            channel_id.hex(),
+            dispute.version,
+            "none" if held is None else held.version,
+        )
+        return ChainStands(dispute)
+
+
+async def _progress(step: ProgressState, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Progress, or learn that somebody else was faster or the time is over. Raises: ChainError."""
+    chain = context.chain
+    try:
+        return ChainRegistered(
+            await chain.progress(step.params, step.old, step.new, step.actor, step.sig, deadline=step.deadline)
+        )
+    except ChainError:
+        dispute = await chain.dispute(channel_id)
+        if not dispute.registered:
+            return ChainUndone(dispute)
+        moved_on = dispute.concluded or dispute.state_hash != context.profile.state_hash(step.old)
+        is_forced = dispute.phase is DisputePhase.FORCE_EXEC
+        if not moved_on and not (is_forced and (await chain.head()).timestamp >= dispute.timeout):
+            raise
+        log.warning("channel %s: version %d was not progressed in time", channel_id.hex(), step.old.version)
+        return ChainRegistered(dispute) if dispute.concluded else ChainStands(dispute)
+
+
+async def _find(step: FindRegistered, context: StepContext, channel_id: ChannelID) -> StepResult:
+    """Take a state that we do not hold from the chain. Raises: ChainError."""
+    dispute = step.dispute
+    tx = await context.chain.registered_state(step.params, dispute)
+    log.error(
+        "channel %s: version %d is registered, which we do not hold; it was taken from the chain to be concluded",
+        channel_id.hex(),
+        dispute.version,
+    )
+    return ChainFound(dispute, tx)
+
+
 async def _await_concludable(at: int, context: StepContext, channel_id: ChannelID) -> StepResult:
     async for block in context.chain.blocks():
         if block.timestamp < at:
@@ -240,12 +323,51 @@ async def _await_concludable(at: int, context: StepContext, channel_id: ChannelI
 async def _conclude(step: ConcludeState, context: StepContext, channel_id: ChannelID) -> StepResult:
     """Both sides know the moment when a dispute is over: participant 1 lets 0 pay for it, so that neither's reverts."""
     concluded = await _concluded_by_peer(context, channel_id) if context.own_index else None
-    return concluded or ChainConcluded((await context.chain.conclude(step.params, step.state)).version)
+    if concluded is not None:
+        return concluded
+    await _until_deposits_are_back(step.params, step.state, context, channel_id)
+    return ChainConcluded((await context.chain.conclude(step.params, step.state)).version)
 
 
 async def _conclude_final(step: ConcludeFinal, context: StepContext, channel_id: ChannelID) -> StepResult:
     concluded = await _concluded_by_peer(context, channel_id) if step.secondary else None
-    return concluded or ChainConcluded((await context.chain.conclude_final(step.params, step.tx)).version)
+    if concluded is not None:
+        return concluded
+    assert step.tx.state is not None
+    await _until_deposits_are_back(step.params, step.tx.state, context, channel_id)
+    return ChainConcluded((await context.chain.conclude_final(step.params, step.tx)).version)
+
+
+async def _until_deposits_are_back(params: Params, state: State, context: StepContext, channel_id: ChannelID) -> None:
+    """Wait until the holders have what `state` divides, or the reorg window has passed. Raises: ChainError.
+
+    Whoever concludes while a deposit is missing settles the channel without it for ever (CHAIN.md 1.5.1). Once anybody
+    has paid, every deposit was there; only a reorg can have taken one back, and whoever made it brings it back.
+    """
+    if state.version == 0:  # the dispute about a channel that was never funded
+        return
+    waited = 0
+    async for _ in context.chain.blocks():
+        if await _is_funded(params, state, context, channel_id):
+            return
+        if (await context.chain.dispute(channel_id)).concluded:
+            return
+        if waited == 0:
+            log.error("channel %s: a reorg took deposits back; concluding waits for them", channel_id.hex())
+        if waited >= context.chain.reorg_window:
+            log.error("channel %s: deposits did not come back; it is concluded without them", channel_id.hex())
+            return
+        waited += 1
+
+
+async def _is_funded(params: Params, state: State, context: StepContext, channel_id: ChannelID) -> bool:
+    for asset, missing in zip(state.allocation.assets, state.allocation.sums(), strict=True):
+        for part in params.parts:
+            if missing > 0:
+                missing -= await context.chain.holdings(asset.holder, context.profile.funding_id(channel_id, part))
+        if missing > 0:
+            return False
+    return True
 
 
 async def _concluded_by_peer(context: StepContext, channel_id: ChannelID) -> ChainConcluded | None:
@@ -269,6 +391,13 @@ async def _withdraw(step: WithdrawHoldings, context: StepContext, channel_id: Ch
         async def authorise(amount: int, holder: Address = holder) -> Sig:
             return await context.authorise(channel_id, holder, amount)
 
-        amount = await context.chain.withdraw(holder, channel_id, participant, context.receiver, authorise)
+        try:
+            amount = await context.chain.withdraw(holder, channel_id, participant, context.receiver, authorise)
+        except TxReverted:
+            dispute = await context.chain.dispute(channel_id)
+            if dispute.concluded:
+                raise
+            log.warning("channel %s: a reorg took the conclusion back", channel_id.hex())
+            return ChainUndone(dispute)
         log.info("channel %s: withdrew %d base units from %s", channel_id.hex(), amount, holder.checksum)
     return ChainWithdrawn()

@@ -153,8 +153,23 @@ class Chain(Protocol):
         """The chain's ID, verified at opening."""
         ...
 
+    @property
+    def reorg_window(self) -> int:
+        """Blocks after which no reorg is expected to undo a block any more; at least 0.
+
+        Until then whatever was settled is watched, and transactions of ours that a reorg removes are brought back.
+        """
+        ...
+
     async def head(self) -> BlockRef:
         """The latest block."""
+        ...
+
+    async def staleness(self) -> str:
+        """Why the node that is asked is not up with its chain, for operators; "" when it is.
+
+        With such a node nothing new is begun, `quote_open` says NotReachable; what exists is protected all the same.
+        """
         ...
 
     def blocks(self) -> AsyncIterator[BlockRef]:
@@ -189,6 +204,16 @@ class Chain(Protocol):
 
     async def dispute(self, channel_id: ChannelID) -> Dispute:
         """What the adjudicator stores at the latest block: to decide what to do, not to tell what was achieved."""
+        ...
+
+    async def registered_state(self, params: Params, dispute: Dispute) -> Transaction:
+        """The state whose hash `dispute` tells, as the transaction that registered or progressed it brought it.
+
+        It may be older than anything this process has seen. What is returned is checked: it hashes to
+        `dispute.state_hash` and belongs to the channel of `params`; every signature in it is valid, of all participants
+        for a registration, of the actor alone for a progression. It is to be concluded, never to be signed.
+        Raises: StateUnavailable when no transaction tells it, for example because another contract made the call.
+        """
         ...
 
     def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
@@ -234,6 +259,25 @@ class Chain(Protocol):
 
         Returns the dispute as stored afterwards (tx type ``register``). For a refutation, `deadline` is the timeout of
         the dispute that is to be refuted.
+        """
+        ...
+
+    async def progress(
+        self,
+        params: Params,
+        old: State,
+        new: State,
+        actor: int,
+        sig: Sig,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
+    ) -> Dispute:
+        """Replace the registered state `old` by `new`, which participant `actor` signed (tx type ``progress``).
+
+        No effect when `new`'s version or a later one is registered, or the channel is concluded. The contract demands a
+        dispute whose refutation time is over, or a progression whose time is not, and the agreement of the channel's
+        app (CHAIN.md 1.3.2). Returns the dispute as stored afterwards.
         """
         ...
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from msgspec.structs import replace
 
 from ..channel import Dispute, DisputePhase, Params, State, Transaction
-from ..errors import InsufficientFunds, PerunError, TxReverted
+from ..errors import InsufficientFunds, PerunError, StateUnavailable, TxReverted
 from ..ports.chain import BlockEvents, BlockRef, ChannelEvent, Sent, TokenInfo
 from ..profile import Profile
 from ..values import Address, Bytes32, ChannelID, Sig, keccak256
@@ -41,6 +41,10 @@ class MemoryChain:
         self._holdings: dict[tuple[Address, Bytes32], int] = defaultdict(int)
         self._disputes: dict[ChannelID, Dispute] = {}
         self._events: list[ChannelEvent] = []
+        self._undone: list[ChannelEvent] = []
+        self._told: dict[Bytes32, Transaction] = {}
+        self.reorg_window = 64
+        self.stale = ""
         self._waiting: set[asyncio.Future[None]] = set()
         self._tokens: dict[Address, Address | None] = {}
         self.mine()
@@ -84,6 +88,19 @@ class MemoryChain:
         """Somebody else registered or concluded; the event tells of it."""
         self._store(channel_id, dispute)
         self.mine()
+
+    def undo(self, channel_id: ChannelID, dispute: Dispute) -> None:
+        """A reorg takes back the channel's newest event; the contract stores `dispute` afterwards."""
+        gone = [event for event in self._events if event.channel_id == channel_id][-1]
+        self._events.remove(gone)
+        self._undone.append(gone)
+        self._disputes[channel_id] = dispute
+        self.mine()
+
+    def tell(self, tx: Transaction) -> None:
+        """The calldata of somebody's transaction tells this state."""
+        assert tx.state is not None
+        self._told[self._profile.state_hash(tx.state)] = tx
 
     # ---- ports.chain.Chain ------------------------------------------------------------------------------------------
 
@@ -132,13 +149,25 @@ class MemoryChain:
         await self._maybe_fail("dispute")
         return self._disputes.get(channel_id, Dispute(registered=False))
 
+    async def registered_state(self, params: Params, dispute: Dispute) -> Transaction:
+        await self._maybe_fail("registered_state")
+        if dispute.state_hash not in self._told:
+            raise StateUnavailable("no transaction tells the registered state")
+        return self._told[dispute.state_hash]
+
     async def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
         after = self._blocks[-1].number if cursor is None else cursor
+        told = len(self._undone)  # a reader hears only of what is undone after it began to read
         async for block in self.blocks():
             await self._maybe_fail("events")
             found = tuple(event for event in self._events if after < event.block_number <= block.number)
+            undone, told = tuple(self._undone[told:]), len(self._undone)
             after = max(after, block.number)
-            yield BlockEvents(block, after, found)
+            yield BlockEvents(block, after, found, undone)
+
+    async def staleness(self) -> str:
+        await self._maybe_fail("staleness")
+        return self.stale
 
     async def quote_open(self, assets: tuple[tuple[Address | None, int], ...]) -> int:
         await self._maybe_fail("quote_open")
@@ -180,9 +209,40 @@ class MemoryChain:
         self._check_signed(params, tx)
         if known.registered and self.now > known.timeout:
             raise TxReverted("register", "refutation timeout passed")
+        if known.registered and known.phase is not DisputePhase.DISPUTE:
+            raise TxReverted("register", "incorrect phase")
         await self._write("register", sent)
+        self.tell(tx)
         self.set_dispute(channel_id, self._registered(params, tx.state))
         return self._disputes[channel_id]
+
+    async def progress(
+        self,
+        params: Params,
+        old: State,
+        new: State,
+        actor: int,
+        sig: Sig,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
+    ) -> Dispute:
+        known = await self.dispute(new.id)
+        if known.concluded or (known.registered and known.version >= new.version):
+            return known
+        if params.app is None:
+            raise TxReverted("progress", "must have app")
+        if known.state_hash != self._profile.state_hash(old):
+            raise TxReverted("progress", "wrong old state")
+        if known.phase is DisputePhase.DISPUTE and self.now < known.timeout:
+            raise TxReverted("progress", "timeout not passed")
+        if known.phase is DisputePhase.FORCE_EXEC and self.now >= known.timeout:
+            raise TxReverted("progress", "timeout passed")
+        self._profile.verify(self._profile.state_hash(new), sig, params.parts[actor])
+        await self._write("progress", sent)
+        self.tell(Transaction(new, tuple(sig if part == actor else None for part in range(len(params.parts)))))
+        self.set_dispute(new.id, replace(self._registered(params, new), phase=DisputePhase.FORCE_EXEC))
+        return self._disputes[new.id]
 
     async def conclude(self, params: Params, state: State, *, sent: Sent | None = None) -> Dispute:
         known = await self.dispute(state.id)

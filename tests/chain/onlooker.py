@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from eth_utils.crypto import keccak
@@ -16,7 +13,6 @@ from eth_utils.crypto import keccak
 from perun_chain_ethereum import abi
 from perun_chain_ethereum.deploy import Deployment
 from perun_core.apps.registry import AppRegistry
-from perun_core.errors import StoreError
 from perun_core.ports.chain import Chain
 from perun_core.ports.keymgr import UnsignedTx
 from perun_core.ports.store import Store, StoreContext, Table
@@ -28,33 +24,18 @@ from plugins.chain_ethereum.tests.chain_backend.conftest import CHAIN_ID, Key, L
 from tests.integration.world import Person, World
 
 GWEI: Final = 10**9
-DATABASE_COPY_ATTEMPTS: Final = 5
 
 
 @asynccontextmanager
-async def copy_of_database(person: Person) -> AsyncIterator[Store]:
-    """The person's own database as it is now; the node may go on using it."""
-    for attempt in range(DATABASE_COPY_ATTEMPTS):
-        with tempfile.TemporaryDirectory() as copy:
-            for file in (person.home / "database").iterdir():
-                shutil.copy(file, copy)
-            async with AsyncExitStack() as stack:
-                try:
-                    opening = open_sqlite(SqliteConfig(), StoreContext(Path(copy)))
-                    store = await stack.enter_async_context(opening)
-                    await store.scan(Table.CHANNELS)
-                except StoreError:
-                    # Copied while it was being written.
-                    if attempt + 1 == DATABASE_COPY_ATTEMPTS:
-                        raise
-                    continue
-                yield store
-                return
+async def snapshot_of_database(person: Person) -> AsyncIterator[Store]:
+    """The person's own database as it is now; the node goes on using it."""
+    async with open_sqlite(SqliteConfig(), StoreContext(person.home / "database", snapshot=True)) as store:
+        yield store
 
 
 async def stored(person: Person, channel: str) -> ChannelRecord:
     """The record of a channel that is not withdrawn."""
-    async with copy_of_database(person) as store:
+    async with snapshot_of_database(person) as store:
         value = await store.get(Table.CHANNELS, bytes.fromhex(channel))
     assert value is not None, f"{person.alias} has no channel {channel}"
     return RecordCodec(PROFILE, AppRegistry()).decode(bytes.fromhex(channel), value)
@@ -62,7 +43,7 @@ async def stored(person: Person, channel: str) -> ChannelRecord:
 
 async def stored_channels(person: Person) -> list[str]:
     """IDs of the channels that are not withdrawn."""
-    async with copy_of_database(person) as store:
+    async with snapshot_of_database(person) as store:
         return [key.hex() for key, _ in await store.scan(Table.CHANNELS)]
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
+from perun_chain_ethereum.opening import EthereumConfig
 from perun_core.errors import ChainError, NotReachable, PerunError, TxTimedOut, WrongChain
 from perun_core.ports.chain import BlockEvents, Chain, ChannelEvent, DisputePhase
 from perun_core.testing.store import MemoryStore
 from plugins.chain_ethereum.tests.chain_backend.conftest import ETHER, Channel, Key, Ledger, anvil, anvil_ledger
 from tests.chain.conftest import Funded
-from tests.servers.fault_proxy import INTERNAL, RATE_LIMITED, FaultProxy, log_ranges_up_to
+from tests.servers.fault_proxy import INTERNAL, RATE_LIMITED, FaultProxy, every, log_ranges_up_to
 
 pytestmark = pytest.mark.anvil
 
@@ -134,6 +135,47 @@ async def test_a_rate_limit_is_a_refusal_that_passes(side: Side, scheme: str) ->
         assert await chain.balance(side.behind.eth_holder) >= 0
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"status": 429, "error": RATE_LIMITED},
+        {"error": RATE_LIMITED},
+        {"error": (-32029, "slow down")},
+        {"error": (429, "Too Many Requests")},
+    ],
+    ids=["status 429", "-32005", "-32029", "429"],
+)
+async def test_a_node_that_refuses_every_third_question_for_haste_costs_no_failure(
+    side: Side, funded: Funded, terms: dict[str, Any]
+) -> None:
+    """No caller repeats anything: a whole life on chain goes through in one attempt, every transaction once."""
+    payer = await funded(side.direct)
+    channel = Channel((side.direct.eth_holder,), ((ETHER, ETHER),))
+    key = channel.keys[0]
+    async with side.open(payer) as chain:
+        with side.proxy.failing(matches=every(3), **terms) as fault:
+            await chain.deposit(side.behind.eth_holder, None, channel.funding_id(0), 2 * ETHER)
+            await chain.conclude_final(channel.params, channel.signed(3, is_final=True))
+            authorise = key.authorise(channel.id, payer.address)
+            assert await chain.withdraw(side.behind.eth_holder, channel.id, key.address, payer.address, authorise)
+        assert fault.used > 5
+    assert await sent_by(side.direct, payer) == 3
+
+
+async def test_a_limit_of_log_ranges_is_not_taken_for_haste(side: Side) -> None:
+    """It is not asked again in vain: the range is made shorter at once."""
+    async with side.open() as chain:
+        await side.direct.mine(8)
+        head = (await chain.head()).number
+        side.proxy.add(**log_ranges_up_to(4))
+        async with aclosing(chain.events(head - 7)) as feed, asyncio.timeout(10):
+            while (await anext(feed)).cursor < head:
+                pass
+        ranges = [each.params[0] for each in side.proxy.seen if each.method == "eth_getLogs"]
+        asked = [(each["fromBlock"], each["toBlock"]) for each in ranges if "toBlock" in each]
+        assert len(asked) == len(set(asked))
+
+
 async def test_an_internal_error_of_the_node_is_a_refusal_that_passes(side: Side) -> None:
     async with side.open() as chain:
         with side.proxy.failing(error=INTERNAL), pytest.raises(ChainError, match="internal error"):
@@ -181,17 +223,51 @@ async def test_another_chain_behind_the_same_address_is_refused_for_reading_and_
             assert await chain.holdings(side.behind.eth_holder, channel.funding_id(0)) == ETHER
 
 
-async def test_another_chain_on_a_new_connection_is_noticed_before_anything_is_asked(pushed: Side) -> None:
+async def test_another_chain_on_a_new_connection_is_noticed_before_anything_is_asked(side: Side) -> None:
     with anvil(chain_id=5) as other:
-        async with pushed.open() as chain:
-            pushed.proxy.retarget(other)
-            pushed.proxy.drop()
+        async with side.open() as chain:
+            side.proxy.retarget(other)
+            side.proxy.drop()
             with pytest.raises((WrongChain, NotReachable)):
                 await chain.head()
             with pytest.raises(WrongChain):
                 await chain.head()
-        methods = [each.method for each in pushed.proxy.seen]
+        methods = [each.method for each in side.proxy.seen]
         assert methods[-1] == "eth_chainId"
+
+
+async def test_many_questions_at_once_over_new_connections_reach_no_other_chain(
+    instant: Ledger, proxied: FaultProxy
+) -> None:
+    """Each connection of the pool is asked for its chain before anything else, however many are made at a time."""
+    side = Side(instant, proxied, "http")
+    with anvil(chain_id=5) as other:
+        async with side.open() as chain:
+            await asyncio.gather(*(chain.head() for _ in range(20)))
+            side.proxy.retarget(other)
+            side.proxy.drop()
+            asked = len(side.proxy.seen)
+            answers = await asyncio.gather(*(chain.head() for _ in range(40)), return_exceptions=True)
+            assert all(isinstance(answer, WrongChain | NotReachable) for answer in answers)
+            assert any(isinstance(answer, WrongChain) for answer in answers)
+            assert {each.method for each in side.proxy.seen[asked:]} == {"eth_chainId"}
+            side.proxy.retarget(side.direct.http)
+            side.proxy.drop()
+            assert len(set(await repeated(lambda: asyncio.gather(*(chain.head() for _ in range(40)))))) == 1
+
+
+async def test_a_node_that_ends_every_connection_is_asked_for_its_chain_each_time(
+    instant: Ledger, proxied: FaultProxy
+) -> None:
+    side = Side(instant, proxied, "http")
+    side.proxy.one_answer = True
+    with anvil(chain_id=5) as other:
+        async with side.open() as chain:
+            head = await chain.head()
+            assert await chain.head() == head
+            side.proxy.retarget(other)
+            with pytest.raises(WrongChain):
+                await chain.head()
 
 
 # ---- writes ----------------------------------------------------------------------------------------------------------
@@ -394,6 +470,29 @@ async def test_a_write_through_a_synchronizing_node_is_confirmed_only_when_the_n
     assert await sent_by(side.direct, payer) == 1
 
 
+async def test_with_a_synchronizing_node_nothing_is_begun_but_what_exists_is_protected(
+    side: Side, funded: Funded
+) -> None:
+    payer = await funded(side.direct)
+    channel = Channel((side.direct.eth_holder,), ((0, 0),))
+    async with side.open(payer, tx_timeout=1.0) as chain:
+        assert await chain.staleness() == ""
+        assert await chain.quote_open(((None, ETHER),)) > 0
+        side.proxy.stuck_at = (await chain.head()).number
+        assert "synchronizing" in await chain.staleness()
+        with pytest.raises(NotReachable, match="synchronizing"):
+            await chain.quote_open(((None, ETHER),))
+        with pytest.raises(TxTimedOut):  # sent, but the node does not show it yet
+            await chain.register(channel.params, channel.signed(4))
+        async with side.direct.open() as direct:
+            assert (await direct.dispute(channel.id)).version == 4
+        side.proxy.stuck_at = None
+        await side.direct.mine()
+        assert await chain.staleness() == ""
+        assert (await chain.register(channel.params, channel.signed(4))).version == 4
+    assert await sent_by(side.direct, payer) == 1
+
+
 # ---- clocks ----------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +516,35 @@ async def test_deadlines_are_judged_by_the_clock_of_the_chain(skewed: Ledger, fu
             await chain.conclude(channel.params, channel.state(1))
         await skewed.pass_time(600)
         assert (await chain.conclude(channel.params, channel.state(2))).phase is DisputePhase.CONCLUDED
+
+
+async def test_a_head_that_is_old_by_our_clock_stops_new_openings_only(
+    skewed: Ledger, funded: Funded, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Development chains, known by their ID, may be as old as they like, unless the operator says otherwise; a chain
+    that is ahead never is."""
+    payer = await funded(skewed)
+    channel = Channel((skewed.eth_holder,), ((0, 0),))
+    ahead = (await rpc_head(skewed)) > time.time()
+    async with skewed.open(payer) as chain:
+        assert await chain.staleness() == ""
+        assert await chain.quote_open(((None, ETHER),)) > 0
+    async with skewed.open(payer, config=EthereumConfig(poll_interval=0.1, max_head_age=3600)) as chain:
+        async with aclosing(chain.blocks()) as blocks:
+            await anext(blocks)
+        told = [record.message for record in caplog.records if "the chain node is behind" in record.message]
+        assert len(told) == (0 if ahead else 1)
+        if ahead:
+            assert await chain.quote_open(((None, ETHER),)) > 0
+        else:
+            assert "s old, more than 3600 s" in await chain.staleness()
+            with pytest.raises(NotReachable, match="behind"):
+                await chain.quote_open(((None, ETHER),))
+        assert (await chain.register(channel.params, channel.signed(1))).version == 1
+
+
+async def rpc_head(ledger: Ledger) -> int:
+    return int((await ledger.rpc("eth_getBlockByNumber", "latest", False))["timestamp"], 16)
 
 
 # ---- a gate ----------------------------------------------------------------------------------------------------------

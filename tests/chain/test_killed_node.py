@@ -142,7 +142,7 @@ async def approve_sent(life: Life) -> None:
 
 @pytest.mark.parametrize("moment", [eth_deposit_sent, eth_deposit_mined_unseen, approve_sent])
 async def test_a_deposit_comes_back_after_a_kill_in_the_middle_of_funding(life: Life, moment: Moment) -> None:
-    """What was not deposited before is not deposited any more (O-22); the deadline decides, and both get theirs."""
+    """N7: what was not deposited before is not deposited any more (O-22); the deadline decides, both get theirs."""
     opening = life.propose()
     await moment(life)
     await life.kill_and_return()
@@ -224,6 +224,7 @@ async def one_of_two_assets_withdrawn(life: Life) -> None:
     ],
 )
 async def test_a_dispute_is_finished_after_a_kill_and_every_step_is_paid_once(life: Life, moment: Moment) -> None:
+    """N7."""
     await life.open_and_pay()
     closing = await life.close_alone()
     await moment(life)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +13,10 @@ from eth_hash.auto import keccak
 
 from perun_chain_ethereum import code_check
 from perun_chain_ethereum.artifacts import ContractKind, load
-from perun_chain_ethereum.code_check import CodeEntry, UnknownCode, WrongImmutable, identify, known_code
-from perun_core.errors import ContractInvalid
+from perun_chain_ethereum.code_check import OWN_SET, CodeEntry, UnknownCode, WrongImmutable, identify, known_code
+from perun_chain_ethereum.opening import THIRD_PARTY, EthereumConfig
+from perun_core.config import backend_options
+from perun_core.errors import ConfigError, ContractInvalid
 from perun_core.ports.chain import Chain, Contracts
 from perun_core.ports.keymgr import UnsignedTx
 from perun_core.values import Address
@@ -128,7 +131,7 @@ def test_each_known_set_keeps_its_token_where_its_profile_says() -> None:
 
 @pytest.mark.parametrize("profile", list(OFFSETS))
 def test_the_rule_holds_at_the_offsets_of_every_profile(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A code of the set's length with the set's offsets: right for its token alone, and every flipped byte counts."""
+    """N2: code of the set's length, with its offsets, is right for its token alone; every flipped byte counts."""
     offsets = OFFSETS[profile]
     blank = bytearray((7 * at) % 251 + 1 for at in range(LENGTHS[profile]))
     for at in offsets:
@@ -151,6 +154,64 @@ def test_the_rule_holds_at_the_offsets_of_every_profile(profile: Any, monkeypatc
     for other in (code[:-53], code[:-1], bytes(code) + b"\0"):
         with pytest.raises(UnknownCode):
             identify(ContractKind.ERC20_HOLDER, bytes(other), token=TOKEN)
+
+
+# ---- known sets of another origin ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes of our own build count as a known set of another origin."""
+    entries = tuple(
+        dataclasses.replace(entry, set_name="a third party's", unsafe=True)
+        for entry in known_code()
+        if entry.set_name == OWN_SET
+    )
+    monkeypatch.setattr(code_check, "known_code", lambda: entries)
+
+
+async def validated(chain: Chain, ledger: Ledger) -> list[str]:
+    """What is said about every contract of the set."""
+    return [
+        await chain.validate_adjudicator(),
+        await chain.validate_holder("ETH", ledger.eth_holder, None),
+        await chain.validate_holder("PRN", ledger.token_holder, ledger.token),
+    ]
+
+
+@pytest.mark.anvil
+async def test_contracts_of_another_origin_are_used_with_a_warning_without_one_or_not_at_all(
+    instant: Ledger, foreign: None
+) -> None:
+    async with instant.open() as chain:
+        told = await validated(chain, instant)
+        assert all("a third party's" in text and "do not use it for anything of value" in text for text in told)
+    async with instant.open(config=EthereumConfig(third_party_contracts="accept")) as chain:
+        assert await validated(chain, instant) == [""] * 3
+    async with instant.open(config=EthereumConfig(third_party_contracts="refuse")) as chain:
+        for check in (
+            chain.validate_adjudicator(),
+            chain.validate_holder("ETH", instant.eth_holder, None),
+            chain.validate_holder("PRN", instant.token_holder, instant.token),
+        ):
+            assert "third_party_contracts" in await refused(check)
+
+
+@pytest.mark.anvil
+@pytest.mark.parametrize("choice", THIRD_PARTY)
+async def test_our_own_contracts_are_used_without_a_word_whatever_is_chosen(instant: Ledger, choice: str) -> None:
+    async with instant.open(config=EthereumConfig(third_party_contracts=choice)) as chain:
+        assert await validated(chain, instant) == [""] * 3
+
+
+def test_a_word_that_is_no_choice_is_refused_with_the_likeliest_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        backend_options(EthereumConfig, {"third_party_contracts": "Warm"}, "plugins.chain_ethereum")
+    assert "must be one of warn, accept, refuse; did you mean warn?" in str(caught.value)
+    with pytest.raises(ConfigError):
+        backend_options(EthereumConfig, {"max_head_age": "-1"}, "plugins.chain_ethereum")
+    options = backend_options(EthereumConfig, {"max_head_age": "900"}, "plugins.chain_ethereum")
+    assert (options.third_party_contracts, options.max_head_age) == ("warn", 900)
 
 
 # ---- N3 --------------------------------------------------------------------------------------------------------------
@@ -176,7 +237,7 @@ WRONG = {
 
 @pytest.mark.slow
 def test_a_node_does_not_start_on_what_it_cannot_trust_and_says_why(world: World) -> None:
-    """Exit code 1, the reason in words, no port served. All at once, since each only has to fail."""
+    """N3: exit code 1, the reason in words, no port served. All at once, since each only has to fail."""
     started = []
     for number, (case, (change, text)) in enumerate(WRONG.items()):
         node = world.node(f"wrong{number}", **change(world.contracts))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from eth_abi.abi import decode, encode
 from eth_abi.exceptions import DecodingError
 
-from perun_core.channel import Params, State, Transaction
+from perun_core.channel import Allocation, Asset, Params, State, SubAlloc, Transaction
 from perun_core.errors import ChainError
 from perun_core.ports.chain import ChannelEvent, Dispute, DisputePhase
 from perun_core.values import ZERO_ADDRESS, Address, Bytes32, ChannelID, Sig
@@ -27,6 +27,7 @@ WITHDRAWAL_AUTH: Final = "(bytes32,address,address,uint256)"
 SIGNATURES: Final = {
     "disputes": "disputes(bytes32)",
     "register": f"register({SIGNED_STATE},{SIGNED_STATE}[])",
+    "progress": f"progress({PARAMS},{STATE},{STATE},uint256,bytes)",
     "conclude": f"conclude({PARAMS},{STATE},{STATE}[])",
     "concludeFinal": f"concludeFinal({PARAMS},{STATE},bytes[])",
     "holdings": "holdings(bytes32)",
@@ -45,6 +46,7 @@ SIGNATURES: Final = {
 SELECTORS: Final = {
     "disputes": bytes.fromhex("11be1997"),
     "register": bytes.fromhex("e30194b7"),
+    "progress": bytes.fromhex("02357657"),
     "conclude": bytes.fromhex("97f5a097"),
     "concludeFinal": bytes.fromhex("66e7b564"),
     "holdings": bytes.fromhex("ae9ee18c"),
@@ -133,6 +135,13 @@ def call_register(params: Params, tx: Transaction) -> bytes:
     return _call("register", [SIGNED_STATE, f"{SIGNED_STATE}[]"], [signed, ()])
 
 
+def call_progress(params: Params, old: State, new: State, actor: int, sig: Sig) -> bytes:
+    """Calldata of `progress` from the registered state `old` to `new`, which participant `actor` signed."""
+    count = len(params.parts)
+    values = [params_tuple(params), state_tuple(old, count), state_tuple(new, count), actor, sig]
+    return _call("progress", [PARAMS, STATE, STATE, "uint256", "bytes"], values)
+
+
 def call_conclude(params: Params, state: State) -> bytes:
     """Calldata of `conclude` without sub-channels."""
     values = [params_tuple(params), state_tuple(state, len(params.parts)), ()]
@@ -199,6 +208,45 @@ def call_approve(spender: Address, amount: int) -> bytes:
 def holder_arguments(adjudicator: Address, token: Address) -> bytes:
     """Constructor arguments of the ERC20 asset holder."""
     return encode(["address", "address"], [adjudicator, token])
+
+
+# ------------------------------------------------------------------------------------------------- calldata, read back
+
+
+def told_state(data: bytes, params: Params, channel_id: ChannelID) -> Transaction | None:
+    """The state of the channel that calldata of `register` or `progress` brings, with the signatures it has there.
+
+    None when the calldata is of another function, tells of another channel, or cannot be decoded. Whether the state is
+    what the contract stores, only its hash can tell. Only what the contract has hashed is decoded: the sub-channels
+    of a registration are not, as surplus ones could be anything.
+    """
+    try:
+        if data[:4] == SELECTORS["register"]:
+            (_, state, sigs), _ = decode([SIGNED_STATE, "uint256"], data[4:])
+            slots: dict[int, bytes] = dict(enumerate(sigs))
+        elif data[:4] == SELECTORS["progress"]:
+            _, _, state, actor, sig = decode([PARAMS, "uint256", STATE, "uint256", "bytes"], data[4:])
+            slots = {actor: sig}
+        else:
+            return None
+    except (DecodingError, OverflowError, UnicodeDecodeError):
+        return None
+    count = len(params.parts)
+    if state[0] != channel_id or any(part >= count or len(sig) != Sig.SIZE for part, sig in slots.items()):
+        return None
+    return Transaction(
+        _state(state, params), tuple(Sig(slots[part]) if part in slots else None for part in range(count))
+    )
+
+
+def _state(values: tuple[Any, ...], params: Params) -> State:
+    channel_id, version, (assets, balances, locked), data, is_final = values
+    allocation = Allocation(
+        tuple(Asset(Address.from_hex(asset)) for asset in assets),
+        tuple(tuple(row) for row in balances),
+        tuple(SubAlloc(ChannelID(sub), tuple(row), tuple(index_map)) for sub, row, index_map in locked),
+    )
+    return State(ChannelID(channel_id), version, allocation, is_final, params.app, data)
 
 
 # ------------------------------------------------------------------------------------------------------------- results

@@ -13,12 +13,23 @@ from perun_core.errors import (
     ContractInvalid,
     InsufficientFunds,
     NotReachable,
+    RuleViolated,
+    StateUnavailable,
     TokenUnreadable,
     TxReverted,
     TxTimedOut,
     WrongChain,
 )
-from perun_core.ports.chain import BlockEvents, BlockRef, ChainContext, Dispute, Sent, TokenInfo
+from perun_core.ports.chain import (
+    BlockEvents,
+    BlockRef,
+    ChainContext,
+    ChannelEvent,
+    Dispute,
+    DisputePhase,
+    Sent,
+    TokenInfo,
+)
 from perun_core.values import Address, Bytes32, ChannelID, Sig, keccak256
 
 from . import abi
@@ -26,8 +37,9 @@ from .artifacts import ContractKind, load
 from .code_check import CodeInvalid, CodeMatch, identify
 from .connection import Connection, Log
 from .dispatch import GAS_MARGIN, GAS_SLACK, Request
-from .events import EventFeed
+from .events import LONGEST_RANGE, EventFeed, events_of
 from .fees import GWEI, Limits
+from .freshness import Freshness
 from .heads import HeadFeed
 from .opening import EthereumConfig
 from .pursuit import RECEIPT_INTERVAL
@@ -37,11 +49,8 @@ from .transactions import ROUNDS, AccountTransactions, Inclusion, Make
 if TYPE_CHECKING:
     from web3.types import BlockIdentifier
 
-TOO_EARLY: Final = "timeout not passed yet"
-"""What `conclude` says when the block it is tried on is older than the one its caller looked at."""
-
 PATIENCE: Final = 5
-"""New heads that `conclude` waits for until the node's estimates have reached the concludable time."""
+"""New heads that are waited for when the block a transaction is tried on is older than the one its caller looked at."""
 
 HEAD_PATIENCE: Final = 15.0
 """Longest wait in seconds for one of them."""
@@ -70,7 +79,14 @@ HIGHEST_DECIMALS: Final = 77
 class EthereumChain:
     """One Ethereum chain seen from one account; see `perun_core.ports.chain.Chain`."""
 
-    def __init__(self, context: ChainContext, connection: Connection, heads: HeadFeed, config: EthereumConfig) -> None:
+    def __init__(
+        self,
+        context: ChainContext,
+        connection: Connection,
+        heads: HeadFeed,
+        config: EthereumConfig,
+        freshness: Freshness,
+    ) -> None:
         """`connection` is open; closing it and `heads` is the caller's business."""
         self._connection = connection
         self._heads = heads
@@ -80,6 +96,9 @@ class EthereumChain:
         self._tx_timeout = context.tx_timeout
         self._limits = Limits(soft=config.max_fee_gwei * GWEI, hard=config.hard_max_fee_gwei * GWEI)
         self._reserve_factor = config.reserve_factor
+        self._reorg_window = config.reorg_window
+        self._third_party = config.third_party_contracts
+        self._freshness = freshness
         self._transactions: AccountTransactions | None = None
         if context.signer is not None and context.store is not None:
             self._transactions = AccountTransactions(
@@ -110,11 +129,20 @@ class EthereumChain:
         """See `Chain.chain_id`."""
         return self._connection.chain_id
 
+    @property
+    def reorg_window(self) -> int:
+        """See `Chain.reorg_window`."""
+        return self._reorg_window
+
     # ---------------------------------------------------------------------------------------------------------- reads
 
     async def head(self) -> BlockRef:
         """See `Chain.head`."""
         return (await self._connection.head()).ref
+
+    async def staleness(self) -> str:
+        """See `Chain.staleness`."""
+        return await self._freshness.problem(self._heads.latest or await self._connection.head())
 
     async def blocks(self) -> AsyncIterator[BlockRef]:
         """See `Chain.blocks`."""
@@ -145,7 +173,7 @@ class EthereumChain:
     async def validate_adjudicator(self) -> str:
         """See `Chain.validate_adjudicator`."""
         match = await self._identified("adjudicator", ContractKind.ADJUDICATOR, self._adjudicator, None)
-        return _warning("adjudicator", self._adjudicator, match)
+        return self._warning("adjudicator", self._adjudicator, match)
 
     async def validate_holder(self, name: str, holder: Address, token: Address | None) -> str:
         """See `Chain.validate_holder`."""
@@ -158,7 +186,7 @@ class EthereumChain:
             actual = abi.address(await self._connection.call(holder, abi.call_token()))
             if actual != token:
                 raise ContractInvalid(name, holder.checksum, f"made for token {actual.checksum}")
-        return _warning(name, holder, match)
+        return self._warning(name, holder, match)
 
     async def holdings(self, holder: Address, funding_id: Bytes32) -> int:
         """See `Chain.holdings`: at the configured depth, so that a deposit counts only when it stays."""
@@ -167,6 +195,57 @@ class EthereumChain:
     async def dispute(self, channel_id: ChannelID) -> Dispute:
         """See `Chain.dispute`: at the latest block, so that a refutation is never late by the depth."""
         return await self._dispute(channel_id, "latest")
+
+    async def registered_state(self, params: Params, dispute: Dispute) -> Transaction:
+        """See `Chain.registered_state`. Searched from the newest block backwards, in ranges that the node allows."""
+        channel_id = self._profile.channel_id(params)
+        foreign: set[str] = set()
+        async for event in self._events_backwards(channel_id):
+            if event.version != dispute.version or event.phase is DisputePhase.CONCLUDED:
+                continue
+            sent = await self._connection.transaction(event.tx_hash)
+            found = None
+            if sent is not None and sent.to == self._adjudicator:
+                found = abi.told_state(sent.data, params, channel_id)
+            if found is None or found.state is None or self._profile.state_hash(found.state) != dispute.state_hash:
+                foreign.add("0x" + event.tx_hash.hex())
+                continue
+            self._check_signed(params, found, dispute.state_hash)
+            return found
+        told = f"not by {', '.join(sorted(foreign))}" if foreign else "its event cannot be found"
+        raise StateUnavailable(
+            f"version {dispute.version} of channel {channel_id.hex()} is registered, and no transaction tells its "
+            f"state: {told}"
+        )
+
+    def _check_signed(self, params: Params, tx: Transaction, state_hash: Bytes32) -> None:
+        """Raises: StateUnavailable when a signature is not its participant's, which the contract does not accept."""
+        try:
+            for part, sig in zip(params.parts, tx.sigs, strict=True):
+                if sig is not None:
+                    self._profile.verify(state_hash, sig, part)
+        except RuleViolated as error:
+            raise StateUnavailable(f"the registered state is not signed as it must be: {error}") from error
+
+    async def _events_backwards(self, channel_id: ChannelID) -> AsyncIterator[ChannelEvent]:
+        """All events of one channel, newest first. Raises: ChainError."""
+        last, span = (await self._connection.head()).ref.number, LONGEST_RANGE
+        while last >= 0:
+            first = max(last - span + 1, 0)
+            try:
+                logs = await self._connection.logs(
+                    self._adjudicator, abi.CHANNEL_UPDATE, first, last, about=Bytes32(channel_id)
+                )
+            except (NotReachable, WrongChain):
+                raise
+            except ChainError:
+                if first == last:
+                    raise
+                span = (last - first + 1) // 2
+                continue
+            for event in reversed(events_of(logs)):
+                yield event
+            last, span = first - 1, min(2 * span, LONGEST_RANGE)
 
     def events(self, cursor: int | None) -> AsyncIterator[BlockEvents]:
         """See `Chain.events`."""
@@ -182,6 +261,9 @@ class EthereumChain:
         What comes later (register, conclude, withdraw) counts `reserve_factor` times, for a base fee that has risen
         until then. One slack is added, because a node demands the whole gas limit when a transaction is sent.
         """
+        stale = await self.staleness()
+        if stale:
+            raise NotReachable(stale)
         now, later = 0, GAS_REGISTER + GAS_CONCLUDE + GAS_PER_FURTHER_ASSET * (len(assets) - 1)
         numerator, denominator = GAS_MARGIN
         later += later * (numerator - denominator) // denominator + GAS_SLACK
@@ -258,17 +340,32 @@ class EthereumChain:
         request = Request("register", self._adjudicator, abi.call_register(params, tx))
         return await self._adjudicated(request, state.id, f"v{version}", reached, sent, deadline)
 
+    async def progress(
+        self,
+        params: Params,
+        old: State,
+        new: State,
+        actor: int,
+        sig: Sig,
+        *,
+        sent: Sent | None = None,
+        deadline: int | None = None,
+    ) -> Dispute:
+        """See `Chain.progress`. Waits some blocks where the node's estimates lag behind the end of the refutation."""
+
+        def reached(dispute: Dispute) -> bool:
+            return dispute.registered and (dispute.concluded or dispute.version >= new.version)
+
+        request = Request("progress", self._adjudicator, abi.call_progress(params, old, new, actor, sig))
+        work = partial(self._adjudicated, request, new.id, f"v{new.version}", reached, sent, deadline)
+        return await self._not_too_early(work, "timeout not passed")
+
     async def conclude(self, params: Params, state: State, *, sent: Sent | None = None) -> Dispute:
         """See `Chain.conclude`. Waits some blocks where the node's estimates lag behind the concludable time."""
         request = Request("conclude", self._adjudicator, abi.call_conclude(params, state))
-        for _ in range(PATIENCE):
-            try:
-                return await self._adjudicated(request, state.id, "", _is_concluded, sent)
-            except TxReverted as error:
-                if TOO_EARLY not in error.reason:
-                    raise
-            await self._heads.wait(HEAD_PATIENCE)
-        return await self._adjudicated(request, state.id, "", _is_concluded, sent)
+        return await self._not_too_early(
+            partial(self._adjudicated, request, state.id, "", _is_concluded, sent), "timeout not passed yet"
+        )
 
     async def conclude_final(
         self, params: Params, tx: Transaction, *, sent: Sent | None = None, deadline: int | None = None
@@ -354,7 +451,29 @@ class EthereumChain:
             raise ContractInvalid(name, address.checksum, str(error)) from error
         if match.entry.profile != "P1":
             raise ContractInvalid(name, address.checksum, f"contracts of profile {match.entry.profile} are not spoken")
+        if match.entry.unsafe and self._third_party == "refuse":
+            problem = f"contracts of the set {match.entry.set_name} are refused by third_party_contracts"
+            raise ContractInvalid(name, address.checksum, problem)
         return match
+
+    def _warning(self, name: str, address: Address, match: CodeMatch) -> str:
+        if not match.entry.unsafe or self._third_party == "accept":
+            return ""
+        return (
+            f"the {name} contract at {address.checksum} belongs to the set {match.entry.set_name}, which does not give "
+            "the guarantees of this distribution's own contracts: do not use it for anything of value"
+        )
+
+    async def _not_too_early(self, work: Callable[[], Awaitable[Dispute]], reason: str) -> Dispute:
+        """`work`, tried again with the next blocks while the contract gives `reason`. Raises: ChainError."""
+        for _ in range(PATIENCE):
+            try:
+                return await work()
+            except TxReverted as error:
+                if error.reason != reason:
+                    raise
+            await self._heads.wait(HEAD_PATIENCE)
+        return await work()
 
     async def _adjudicated(
         self,
@@ -471,12 +590,3 @@ def _paid_out(logs: tuple[Log, ...], holder: Address, funding_id: Bytes32) -> in
     """What the holder says in a transaction's logs about withdrawals of `funding_id`."""
     told = (log for log in logs if log.contract == holder and log.topics == (WITHDRAWN, bytes(funding_id)))
     return sum(abi.uint(log.data[:32]) for log in told)
-
-
-def _warning(name: str, address: Address, match: CodeMatch) -> str:
-    if not match.entry.unsafe:
-        return ""
-    return (
-        f"the {name} contract at {address.checksum} belongs to the set {match.entry.set_name}, which does not give the "
-        "guarantees of this distribution's own contracts: do not use it for anything of value"
-    )

@@ -1,12 +1,14 @@
 """The connection to one chain node: connects when needed, checks the chain ID each time, asks typed questions.
 
 Every question is bounded by the connection time-out and fails with NotReachable when the node does not answer; the next
-question connects again. Errors of web3.py, aiohttp and websockets end here.
+question connects again. A question that is refused because there were too many is repeated for a while. Errors of
+web3.py, aiohttp and websockets end here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
@@ -23,12 +25,27 @@ from perun_core.ports.chain import BlockRef
 from perun_core.values import Address, Bytes32
 
 from . import abi
-from .transport import UNREACHABLE, SocketProvider, provider_for, shown
+from .transport import UNREACHABLE, Overloaded, SocketProvider, provider_for, shown
 
 T = TypeVar("T")
 
 DEFAULT_TIP: Final = 10**9
 """Wei per gas offered to the block's maker when the node suggests nothing."""
+
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 1.0
+"""Seconds until a question is put again to a node that had too many: doubled from the first up to the longest."""
+
+OVERLOAD_PATIENCE: Final = 5.0
+"""Seconds for which that is done, if the time-out allows it."""
+
+RATE_CODES: Final = frozenset({429, -32029, -32007})
+LIMIT_CODE: Final = -32005
+"""JSON-RPC codes for too many requests; the last is also used for answers that would be too long."""
+
+RATE_WORDS: Final = ("rate limit", "rate-limit", "too many request", "request limit", "per second", "throttl")
+LENGTH_WORDS: Final = ("range", "result", "block", "log", "size")
 
 
 class CallReverted(ChainError):
@@ -90,6 +107,8 @@ class Connection:
     def __init__(self, url: str, *, chain_id: int | None, timeout: float) -> None:
         """Raises: NotReachable when `url` is not usable. `timeout` is in seconds."""
         self._provider = provider_for(url, timeout=timeout)
+        if not isinstance(self._provider, SocketProvider):
+            self._provider.on_chain = self._expect
         # Calls go out as they are; answers are formatted by the methods themselves.
         self._eth: AsyncEth = AsyncWeb3(self._provider, middleware=[]).eth
         self._provider.global_ccip_read_enabled = False
@@ -126,6 +145,16 @@ class Connection:
         block = await self.ask(lambda eth: eth.get_block("latest"))
         return _head(block)
 
+    async def blocks_behind(self) -> int | None:
+        """How many blocks the node says it still has to catch up with, -1 if it does not say how many; None if it is
+        not synchronizing. Raises: NodeRefused when it does not tell.
+        """
+        progress = await self.ask(lambda eth: eth.syncing)
+        if not isinstance(progress, Mapping):
+            return None if not progress else -1
+        highest, current = _number(progress.get("highestBlock")), _number(progress.get("currentBlock"))
+        return -1 if highest is None or current is None else max(highest - current, 0)
+
     async def balance(self, account: Address) -> int:
         """Wei at the latest block."""
         return await self.ask(lambda eth: eth.get_balance(_address(account)))
@@ -159,7 +188,8 @@ class Connection:
     async def tip(self) -> int:
         """Wei per gas that the node suggests to offer beside the base fee; DEFAULT_TIP when it has no opinion."""
         try:
-            return await self.ask(lambda eth: eth.max_priority_fee)
+            # Not by web3.py's own method, which has its own way with refusals.
+            return int(str(await self.ask(lambda _: self._request("eth_maxPriorityFeePerGas"))), 16)
         except NodeRefused:
             return DEFAULT_TIP
 
@@ -245,13 +275,18 @@ class Connection:
 
         async def question(eth: AsyncEth) -> asyncio.Task[None]:
             reader = provider.reader
-            answer = await provider.make_request(RPCEndpoint("eth_subscribe"), ["newHeads"])
-            if "error" in answer:
-                raise NodeRefused(None, str(answer["error"]))
+            await self._request("eth_subscribe", "newHeads")
             return reader
 
         provider.on_head = notified
         return await self.ask(question)
+
+    async def _request(self, method: str, *params: object) -> object:
+        """The result as it came. Raises: Web3RPCError and what the transports raise."""
+        answer = await self._provider.make_request(RPCEndpoint(method), list(params))
+        if "error" in answer:
+            raise Web3RPCError(str(answer["error"]), rpc_response=answer)
+        return answer.get("result")
 
     # ---------------------------------------------------------------------------------------------------- connecting
 
@@ -262,24 +297,46 @@ class Connection:
         """
         try:
             async with asyncio.timeout(self._timeout):
-                try:
-                    return await self._put(question)
-                except ServerDisconnectedError:
-                    # The server had closed an idle connection of the pool. All questions may be repeated.
-                    self._checked = False
-                    return await self._put(question)
+                return await self._patiently(question)
         except ContractLogicError as error:
             raise CallReverted(_reason(error)) from error
         except Web3RPCError as error:
             raise _refusal(error) from error
+        except Overloaded as error:
+            raise NodeRefused(error.status, "too many requests") from error
         except TimeoutError as error:
-            self._checked = self._checked and self.pushes_heads
             raise NotReachable(f"{self._name} did not answer within {self._timeout:g} s") from error
         except UNREACHABLE as error:
-            self._checked = False
+            self._checked = self._checked and not self.pushes_heads
             raise NotReachable(f"blockchain network not reachable at {self._name}: {type(error).__name__}") from error
         except (Web3Exception, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ChainError(f"{self._name} gave an answer that makes no sense: {type(error).__name__}") from error
+
+    async def _patiently(self, question: Callable[[AsyncEth], Awaitable[T]]) -> T:
+        """Put the question again while the node has too many, at moments that differ from those of others.
+
+        A refused question was not carried out, and a transaction that is broadcast twice is the same one.
+        """
+        clock = asyncio.get_running_loop().time
+        end = clock() + min(OVERLOAD_PATIENCE, 0.8 * self._timeout)
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self._undisturbed(question)
+            except (Overloaded, Web3RPCError) as error:
+                wish = error.pause if isinstance(error, Overloaded) else 0.0
+                pausing = max(pause * random.uniform(0.5, 1.0), wish)
+                if not _is_overload(error) or clock() + pausing > end:
+                    raise
+            await asyncio.sleep(pausing)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _undisturbed(self, question: Callable[[AsyncEth], Awaitable[T]]) -> T:
+        try:
+            return await self._put(question)
+        except ServerDisconnectedError:
+            # The server had closed an idle connection of the pool. All questions may be repeated.
+            return await self._put(question)
 
     async def _put(self, question: Callable[[AsyncEth], Awaitable[T]]) -> T:
         if self._closed:
@@ -307,14 +364,20 @@ class Connection:
     async def _connect(self) -> None:
         self._checked = False
         async with asyncio.timeout(self._timeout):
+            await self._provider.connect()
             if isinstance(self._provider, SocketProvider):
-                await self._provider.connect()
-            actual = await self._eth.chain_id
+                try:
+                    self._expect(await self._eth.chain_id)
+                except WrongChain:
+                    await self._provider.disconnect()
+                    raise
+        self._checked = True
+
+    def _expect(self, actual: int) -> None:
+        """Take the ID of the chain at the other end. Raises: WrongChain when it is not the one we are on."""
         if self._chain_id is not None and actual != self._chain_id:
-            await self._provider.disconnect()
             raise WrongChain(self._chain_id, actual)
         self._chain_id = actual
-        self._checked = True
 
 
 async def _nothing(eth: AsyncEth) -> None:
@@ -336,6 +399,16 @@ def _tx(contract: Address | None, data: bytes, *, sender: Address | None, value:
     if sender is not None:
         tx["from"] = _address(sender)
     return tx
+
+
+def _number(value: object) -> int | None:
+    """A number that a node told, in whatever notation; None when it is none."""
+    if isinstance(value, str):
+        try:
+            return int(value, 0)
+        except ValueError:
+            return None
+    return value if isinstance(value, int) else None
 
 
 def _log_filter(contract: Address, topic: Bytes32, about: Bytes32 | None) -> FilterParams:
@@ -396,6 +469,19 @@ def _reason(error: ContractLogicError) -> str:
     message = str(error.message or "")
     _, marker, tail = message.partition("execution reverted")
     return tail.lstrip(": ").strip() if marker else message
+
+
+def _is_overload(error: Overloaded | Web3RPCError) -> bool:
+    """Whether the node would have answered if it had fewer questions."""
+    if isinstance(error, Overloaded):
+        return True
+    refusal = _refusal(error)
+    if not isinstance(refusal, NodeRefused):
+        return False
+    text = refusal.message.lower()
+    if refusal.code in RATE_CODES or any(words in text for words in RATE_WORDS):
+        return True
+    return refusal.code == LIMIT_CODE and not any(words in text for words in LENGTH_WORDS)
 
 
 def _refusal(error: Web3RPCError) -> ChainError:

@@ -20,7 +20,7 @@ from perun_core.values import Address, keccak256
 from . import fees
 from .connection import CallReverted, Connection, Head, NodeRefused
 from .fees import Limits, Offer, Urgency
-from .heads import HeadFeed
+from .heads import HeadFeed, PerHead
 from .slots import AccountBook, Attempt, Slot
 
 GAS_MARGIN: Final = (5, 4)
@@ -56,6 +56,14 @@ class Quote(Struct, frozen=True):
     head: Head
 
 
+class Purse(Struct):
+    """A balance in wei, and by nonce the most that each transaction may cost that was under way when it was asked, or
+    was sent since."""
+
+    balance: int
+    costs: dict[int, int]
+
+
 class Dispatch:
     """Makes and sends the transactions of `signer`'s account. Calls may run concurrently."""
 
@@ -76,6 +84,9 @@ class Dispatch:
         self._book = book
         self._limits = limits
         self._timeout = timeout
+        self._purse: Purse | None = None
+        self._purses = PerHead(heads, self._read_purse)
+        self._tips = PerHead(heads, connection.tip)
 
     @property
     def account(self) -> Address:
@@ -88,11 +99,15 @@ class Dispatch:
         Raises: ChainError when the chain has no EIP-1559 fees.
         """
         _, base_fee = await self._head()
-        return fees.offer(base_fee=base_fee, tip=await self._connection.tip(), urgency=Urgency.CALM)
+        return fees.offer(base_fee=base_fee, tip=await self.tip(), urgency=Urgency.CALM)
+
+    async def tip(self) -> int:
+        """Wei per gas that the node suggests for the next block."""
+        return await self._tips.get()
 
     async def gas(self, request: Request) -> int:
         """The gas limit. Raises: TxReverted, InsufficientFunds, ChainError when no block could hold it."""
-        if request.value > 0:
+        if request.value > 0 and (await self.purse()).balance < request.value:
             await self.check_balance(request.value)
         try:
             estimate = await self._connection.estimate_gas(
@@ -111,22 +126,44 @@ class Dispatch:
 
     async def check_balance(self, needed: int, *, with_slots: bool = False) -> None:
         """`with_slots`: beside everything that is on its way. Raises: InsufficientFunds."""
-        reserved = sum(slot.cost for slot in self._book.slots()) if with_slots else 0
-        balance = await self._connection.balance(self.account)
-        if balance < needed + reserved and reserved:
+        reserved = 0
+        if with_slots:
             # What is mined by now is no longer to be paid.
             mined = await self._connection.nonce(self.account, "latest")
             reserved = sum(slot.cost for slot in self._book.slots() if slot.nonce >= mined)
-            balance = await self._connection.balance(self.account)
+        balance = await self._connection.balance(self.account)
         if balance < needed + reserved:
             raise InsufficientFunds(f"{self.account.checksum} has {balance} wei, but {needed + reserved} are needed")
+
+    async def purse(self) -> Purse:
+        """What the account has, and what of it may be spoken for."""
+        return await self._purses.get()
+
+    async def _read_purse(self) -> Purse:
+        # Whatever is sent while the question is under way is entered here too.
+        purse = self._purse = Purse(0, self._costs())
+        purse.balance = await self._connection.balance(self.account)
+        return purse
+
+    async def check_purse(self, purse: Purse, needed: int) -> None:
+        """Whether `needed` wei can be paid beside everything on its way; asks again only if `purse` leaves a doubt.
+
+        What was under way when the balance was read, or since, counts whether or not it was mined by then.
+        Raises: InsufficientFunds.
+        """
+        purse.costs.update(self._costs())
+        if purse.balance < needed + sum(purse.costs.values()):
+            await self.check_balance(needed, with_slots=True)
+
+    def _costs(self) -> dict[int, int]:
+        return {slot.nonce: slot.cost for slot in self._book.slots()}
 
     async def quote(self, tx_type: str, deadline: int | None, boost: int) -> Quote:
         """An offer within the limits; waits for the base fee to fall where they do not allow one.
 
         Raises: ChainError when it does not fall in time.
         """
-        tip = await self._connection.tip()
+        tip = await self.tip()
         made: int | None = None
         try:
             async with asyncio.timeout(self._timeout):
@@ -183,6 +220,8 @@ class Dispatch:
 
     async def broadcast(self, slot: Slot) -> None:
         """Raises: NotReachable, NodeRefused, CallReverted; no error when the node has the transaction already."""
+        if self._purse is not None:
+            self._purse.costs[slot.nonce] = slot.cost
         try:
             await self._connection.send_raw(slot.raw)
         except (NodeRefused, CallReverted) as error:
@@ -202,7 +241,7 @@ class Dispatch:
 
     async def _head(self) -> tuple[Head, int]:
         """The latest head and its base fee. Raises: ChainError when the chain has none."""
-        head = await self._connection.head()
+        head = self._heads.latest or await self._connection.head()
         if head.base_fee is None:
             raise ChainError("the chain has no base fee (EIP-1559)")
         return head, head.base_fee

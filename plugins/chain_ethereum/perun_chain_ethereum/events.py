@@ -150,7 +150,7 @@ class EventFeed:
         pause = FIRST_PAUSE
         while True:
             try:
-                events = _events(await self._connection.logs(self._adjudicator, abi.CHANNEL_UPDATE, first, last))
+                events = events_of(await self._connection.logs(self._adjudicator, abi.CHANNEL_UPDATE, first, last))
                 self._grow()
                 return events
             except (NotReachable, WrongChain) as error:
@@ -172,7 +172,7 @@ class EventFeed:
         pause = FIRST_PAUSE
         while True:
             try:
-                return _events(await self._connection.logs_of(self._adjudicator, abi.CHANNEL_UPDATE, block_hash))
+                return events_of(await self._connection.logs_of(self._adjudicator, abi.CHANNEL_UPDATE, block_hash))
             except (NotReachable, WrongChain) as error:
                 self._interrupted(error)
             except ChainError as error:
@@ -233,7 +233,7 @@ def _place(event: ChannelEvent) -> tuple[int, int]:
     return event.block_number, event.log_index
 
 
-def _events(logs: list[LogReceipt]) -> Events:
+def events_of(logs: list[LogReceipt]) -> Events:
     """The logs in order. Raises: ChainError when one of them is not a ChannelUpdate."""
     events = (
         abi.channel_event(

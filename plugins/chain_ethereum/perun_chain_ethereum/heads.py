@@ -7,34 +7,75 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Final
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Final, Generic, TypeVar
 
 from perun_core.errors import ChainError
 
 from .connection import Connection, Head
+from .freshness import Freshness
 
 logger: Final = logging.getLogger(__name__)
 
 FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
-"""Seconds between attempts to reconnect: doubled from the first up to the longest."""
+LONGEST_PAUSE: Final = 1.0
+"""Seconds between attempts to reconnect: doubled from the first up to the longest.
+
+The longest is less than a block takes: when the chain comes back near the end of a dispute, every block counts.
+"""
 
 QUIET: Final = 30.0
 """Seconds without a pushed head after which the node is asked, in case it forgot the subscription."""
 
 
+T = TypeVar("T")
+
+
+class PerHead(Generic[T]):
+    """An answer that holds for one block: asked once per head, however many want it at the same time.
+
+    Where nobody follows the heads, everybody asks.
+    """
+
+    def __init__(self, heads: HeadFeed, ask: Callable[[], Coroutine[object, object, T]]) -> None:
+        self._heads = heads
+        self._ask = ask
+        self._head: Head | None = None
+        self._answer: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """The answer at the latest head. Raises: what asking raises."""
+        head, answer = self._heads.latest, self._answer
+        if head is None:
+            return await self._ask()
+        if answer is None or self._head is not head or _failed(answer):
+            answer = asyncio.create_task(self._ask(), name="chain question per head")
+            answer.add_done_callback(_failed)  # seen, even if everybody who asked has given up
+            self._head, self._answer = head, answer
+        return await asyncio.shield(answer)
+
+
+def _failed(answer: asyncio.Task[T]) -> bool:
+    return answer.done() and (answer.cancelled() or answer.exception() is not None)
+
+
 class HeadFeed:
     """Follows the head from the first follower on until closed, across reconnects."""
 
-    def __init__(self, connection: Connection, *, poll_interval: float) -> None:
-        """`poll_interval` is the number of seconds between questions where heads are not pushed."""
+    def __init__(self, connection: Connection, *, poll_interval: float, freshness: Freshness | None = None) -> None:
+        """`poll_interval` is the number of seconds between questions where heads are not pushed.
+
+        `freshness` is shown every head that the node tells or answers with.
+        """
         self._connection = connection
         self._poll_interval = poll_interval
+        self._freshness = freshness
         self._latest: Head | None = None
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._interrupted = False
 
     @property
     def closed(self) -> bool:
@@ -83,9 +124,14 @@ class HeadFeed:
         await self._news.wait()
 
     def _publish(self, head: Head) -> None:
+        if self._freshness is not None:
+            self._freshness.observe(head)
         if self._latest is not None and head.ref.hash == self._latest.ref.hash:
             return
         self._latest = head
+        if self._interrupted:
+            self._interrupted = False
+            logger.info("the chain is followed again from block %d", head.ref.number)
         self._wake()
 
     def _wake(self) -> None:
@@ -101,7 +147,9 @@ class HeadFeed:
                 await follow()
                 pause = FIRST_PAUSE
             except ChainError as error:
-                logger.warning("following the chain was interrupted: %s", error)
+                # Said once per interruption, because attempts go on every second.
+                level = logging.DEBUG if self._interrupted else logging.WARNING
+                logger.log(level, "following the chain was interrupted: %s", error)
                 pause = min(2 * pause, LONGEST_PAUSE)
             except Exception:
                 # Time must go on for everybody who judges deadlines, whatever a node sends.
@@ -109,7 +157,9 @@ class HeadFeed:
                 pause = min(2 * pause, LONGEST_PAUSE)
             # A head from before the interruption is not the current one.
             self._latest = None
-            await asyncio.sleep(pause)
+            self._interrupted = True
+            # Not at the same moment as everybody else who lost the node.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     async def _pushed(self) -> None:
         """Subscribe, then ask for the head, so that none falls between; returns when the subscription is gone."""
@@ -118,6 +168,8 @@ class HeadFeed:
         while not (await asyncio.wait([link], timeout=QUIET))[0]:
             before = self._latest
             head = await self._connection.head()
+            if self._freshness is not None:
+                self._freshness.observe(head)
             if before is self._latest and before is not None and head.ref.hash != before.ref.hash:
                 logger.warning("the chain node stopped telling new heads")
                 return

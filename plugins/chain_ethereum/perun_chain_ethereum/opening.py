@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
+from typing import Final
 
 from msgspec import Struct
 
 from perun_core.ports.chain import Chain, ChainContext
+
+THIRD_PARTY: Final = ("warn", "accept", "refuse")
+"""What an operator may want done about known contracts of another origin."""
 
 
 class EthereumConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,15 +36,36 @@ class EthereumConfig(Struct, frozen=True, forbid_unknown_fields=True):
     A channel whose reserve the account lacks is neither proposed nor accepted.
     """
     reorg_window: int = 64
-    """Blocks after its inclusion for which a transaction is kept, to be broadcast again when a reorg removes it."""
+    """Blocks for which a mined transaction is kept, to be broadcast again when a reorg removes it.
+
+    A settled channel is watched for as many blocks, in case a reorg undoes its settlement.
+    """
+    third_party_contracts: str = "warn"
+    """What is done about known contracts that are not of this distribution (`THIRD_PARTY`).
+
+    ``warn`` uses them and says so in the log, ``accept`` uses them without a word, ``refuse`` regards them as unknown.
+    """
+    max_head_age: int | None = None
+    """Seconds by which the latest block may be older than this machine's clock before no channel is opened any more.
+
+    0 is no limit. Unset, it is 600, and no limit on chains with one of the development IDs 1337 and 31337.
+    """
 
     def __post_init__(self) -> None:
+        if self.third_party_contracts not in THIRD_PARTY:
+            raise ValueError(f"third_party_contracts must be one of {', '.join(THIRD_PARTY)}{self._meant()}")
+        if self.max_head_age is not None and self.max_head_age < 0:
+            raise ValueError("max_head_age must not be negative")
         if self.max_fee_gwei < 0 or self.hard_max_fee_gwei < 0 or self.reorg_window < 0:
             raise ValueError("limits must not be negative")
         if 0 < self.hard_max_fee_gwei < self.max_fee_gwei:
             raise ValueError("max_fee_gwei must not be above hard_max_fee_gwei")
         if self.reserve_factor < 1:
             raise ValueError("reserve_factor must be at least 1")
+
+    def _meant(self) -> str:
+        close = get_close_matches(self.third_party_contracts.lower(), THIRD_PARTY, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 @asynccontextmanager
@@ -50,14 +76,16 @@ async def open_chain(config: EthereumConfig, context: ChainContext) -> AsyncIter
     """
     from .backend import EthereumChain
     from .connection import Connection
+    from .freshness import Freshness
     from .heads import HeadFeed
 
     connection = Connection(context.url, chain_id=context.chain_id, timeout=context.connect_timeout)
-    heads = HeadFeed(connection, poll_interval=config.poll_interval)
+    freshness = Freshness(connection, max_head_age=config.max_head_age)
+    heads = HeadFeed(connection, poll_interval=config.poll_interval, freshness=freshness)
     chain: EthereumChain | None = None
     try:
         await connection.open()
-        chain = EthereumChain(context, connection, heads, config)
+        chain = EthereumChain(context, connection, heads, config, freshness)
         await chain.start()
         yield chain
     finally:

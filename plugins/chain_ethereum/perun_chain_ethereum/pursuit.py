@@ -35,6 +35,12 @@ one address may know different amounts of the chain."""
 RECEIPT_INTERVAL: Final = 1.0
 """Longest pause in seconds between two looks at the transactions that are under way."""
 
+CONCLUSIONS: Final = ("conclude", "concludeFinal")
+"""What settles a channel with the deposits that are there."""
+
+CONCLUSION_PAUSE: Final = 3
+"""Blocks that others get to bring back deposits before a conclusion that the same reorg removed is broadcast again."""
+
 IDLE_INTERVAL: Final = 30.0
 """The same while all of them are mined and only watched for reorgs."""
 
@@ -83,6 +89,8 @@ class Pursuit:
         self._unplaced: set[int] = set()
         """Settled nonces whose block has not been compared with a head yet."""
         self._outcomes: dict[int, asyncio.Future[Mined | None]] = {}
+        self._held: dict[int, int | None] = {}
+        """Nonces of conclusions that a reorg removed, and the block since which they wait; None until the next look."""
         self._sightings: dict[int, int] = {}
         self._complaints: dict[int, set[str]] = {}
         self._last: Head | None = None
@@ -166,6 +174,7 @@ class Pursuit:
 
     def _end(self, slot: Slot, mined: Mined | None) -> None:
         del self._slots[slot.nonce]
+        self._held.pop(slot.nonce, None)
         self._sightings.pop(slot.nonce, None)
         self._complaints.pop(slot.nonce, None)
         outcome = self._outcomes.pop(slot.nonce)
@@ -175,14 +184,20 @@ class Pursuit:
     def _reopen(self, mined: Mined) -> None:
         logger.warning("a reorg removed transaction %s; it is broadcast again", mined.slot.tx_id)
         del self._settled[mined.slot.nonce]
+        if mined.slot.tx_type in CONCLUSIONS:
+            self._held[mined.slot.nonce] = None
         self._add(mined.slot)
         self.wake()
 
     # -------------------------------------------------------------------------------------------------------- looking
 
-    def wake(self) -> None:
-        """Have the slots looked at now; the task that does so lives as long as there are any."""
-        self._kick.set()
+    def wake(self, *, at_next_head: bool = False) -> None:
+        """Have the slots looked at now; the task that does so lives as long as there are any.
+
+        `at_next_head`: nothing is to be seen before the next head, which is awaited where the node tells heads.
+        """
+        if not (at_next_head and self._connection.pushes_heads):
+            self._kick.set()
         if not self._closed and (self._task is None or self._task.done()) and (self._slots or self._settled):
             self._task = asyncio.create_task(self._run(), name="chain transactions")
 
@@ -332,9 +347,25 @@ class Pursuit:
             if slot is None:
                 continue
             if nonce >= pending and await self._connection.transaction(slot.tx_hash) is None:
+                if self._is_held(slot, head, waiting):
+                    return  # what comes behind it cannot be mined before it
                 await self._rebroadcast(slot, head, first=nonce == mined)
             elif self._needs_more(slot, head, first=nonce == mined):
                 await self._replace(slot, head, first=nonce == mined)
+
+    def _is_held(self, slot: Slot, head: Head, waiting: list[int]) -> bool:
+        """Whether a conclusion that a reorg removed has to wait for deposits that the same reorg may have removed.
+
+        Mined before them it would settle the channel without them, for ever. Their owners broadcast them at once. When
+        something behind it has a deadline, that comes first.
+        """
+        if slot.nonce not in self._held:
+            return False
+        since = self._held[slot.nonce]
+        if since is None:
+            since = self._held[slot.nonce] = head.ref.number
+        urgent = any(self._slots[nonce].deadline is not None for nonce in waiting if nonce in self._slots)
+        return not urgent and head.ref.number < since + CONCLUSION_PAUSE
 
     async def _rebroadcast(self, slot: Slot, head: Head, *, first: bool) -> None:
         """The node has lost the transaction, or never got it. `first`: see `_replace`."""
@@ -380,7 +411,7 @@ class Pursuit:
             return
         gives_up = gives_up or slot.newest.gives_up or (first and await self._dispatch.would_fail(slot))
         urgency = self._dispatch.urgency(slot, head)
-        wanted = fees.offer(base_fee=head.base_fee, tip=await self._connection.tip(), urgency=urgency, boost=boost)
+        wanted = fees.offer(base_fee=head.base_fee, tip=await self._dispatch.tip(), urgency=urgency, boost=boost)
         priced_out = fees.is_priced_out(slot.max_fee, head.base_fee)
         if urgency is Urgency.CALM and not (priced_out or boost or gives_up) and wanted.tip <= slot.max_priority_fee:
             return  # it offers what is asked for; something else keeps it out, and nobody is in a hurry
@@ -433,7 +464,7 @@ class Pursuit:
                 return
             left = self._book.left.get(nonce)
             urgency = self._dispatch.urgency(behind, head)
-            wanted = fees.offer(base_fee=head.base_fee, tip=await self._connection.tip(), urgency=urgency)
+            wanted = fees.offer(base_fee=head.base_fee, tip=await self._dispatch.tip(), urgency=urgency)
             slot = replace(
                 behind,
                 nonce=nonce,

@@ -1,6 +1,7 @@
 """The on-chain transactions of one account: a persisted queue that neither loses a transaction nor sends one twice.
 
-The order of one transaction is: estimate → (under the account's lock) nonce → sign → record durably → broadcast → wait.
+The order of one transaction is: estimate → the node's view of nonce and balance → (under the account's lock) nonce →
+sign → record durably → broadcast → wait.
 From the record on `pursuit` keeps it moving: a caller that gives up, a lost connection or a restart changes nothing,
 and the next call with the same goal joins what is under way. The law of `slots` makes this safe: a goal keeps its nonce
 until that nonce is used up.
@@ -234,6 +235,8 @@ class AccountTransactions:
     async def _send(self, goal: str, request: Request, standing: Standing, deadline: int | None) -> Ticket:
         """Sign, record and broadcast with the next free nonce. Nothing is left behind when the node refuses.
 
+        The node is asked before the account is locked; under the lock, what it said is put together with what this
+        process has under way, so that others wait only for signature, record and broadcast.
         Raises: _Changed when a reorg was noticed since `standing`, because the goal may be reached by now.
         """
         gas = await self._dispatch.gas(request)
@@ -241,14 +244,15 @@ class AccountTransactions:
         boost = 0
         for _ in range(SEND_ATTEMPTS):
             quote = await self._dispatch.quote(request.tx_type, deadline, boost)
+            free, purse = await asyncio.gather(self._connection.nonce(self.account, "pending"), self._dispatch.purse())
             async with self._lock:
-                await self._dispatch.check_balance(request.value + gas * quote.offer.max_fee, with_slots=True)
+                await self._dispatch.check_purse(purse, request.value + gas * quote.offer.max_fee)
                 slot = await self._dispatch.signed(
                     Slot(
                         format=SLOT_FORMAT,
                         chain_id=self._connection.chain_id,
                         account=bytes(self.account),
-                        nonce=await self._next_nonce(taken),
+                        nonce=self._next_nonce(free, taken),
                         goal=goal,
                         tx_type=request.tx_type,
                         to=None if request.to is None else bytes(request.to),
@@ -268,8 +272,10 @@ class AccountTransactions:
                 if self._pursuit.standing(goal) != standing:
                     raise _Changed
                 outcome = await self._pursuit.record(slot)
+                arrived = False
                 try:
                     await self._dispatch.broadcast(slot)
+                    arrived = True
                     return Ticket(slot, outcome)
                 except (NodeRefused, CallReverted) as error:
                     refusal = error
@@ -279,7 +285,7 @@ class AccountTransactions:
                         return Ticket(slot, outcome)
                     await self._pursuit.drop(slot)
                 finally:
-                    self._pursuit.wake()
+                    self._pursuit.wake(at_next_head=arrived)
             if is_taken(refusal):
                 taken.add(slot.nonce)
             elif is_too_cheap(refusal):
@@ -288,9 +294,11 @@ class AccountTransactions:
                 raise refused(request.tx_type, refusal) from refusal
         raise ChainError(f"{request.tx_type}: the chain node takes no transaction of {self.account.checksum}")
 
-    async def _next_nonce(self, taken: set[int]) -> int:
-        """The lowest nonce that neither the node nor anybody in this process has under way."""
-        nonce = await self._connection.nonce(self.account, "pending")
-        while nonce in taken or self._book.is_used(nonce):
-            nonce += 1
-        return nonce
+    def _next_nonce(self, free: int, taken: set[int]) -> int:
+        """The lowest nonce from `free` on, the node's view, that nobody in this process has under way.
+
+        A view from before the lock may be old: a nonce that was used up meanwhile is refused, and `taken` then.
+        """
+        while free in taken or self._book.is_used(free):
+            free += 1
+        return free

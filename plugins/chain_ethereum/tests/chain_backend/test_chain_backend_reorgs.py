@@ -73,6 +73,31 @@ async def test_b2_a_transaction_counts_exactly_after_the_configured_number_of_bl
         await deposit
 
 
+@pytest.mark.parametrize(("depth", "again"), [(1, 1), (2, 2), (10, 9)], ids=lambda value: str(value))
+async def test_b2_every_reorg_before_that_begins_the_count_anew(
+    instant: Ledger, funded: Funded, depth: int, again: int
+) -> None:
+    """Twice moved to the tip of the chain, with as many blocks exchanged as the depth allows."""
+    payer, hashes = await funded(instant), Hashes()
+    channel = Channel((instant.eth_holder,), ((0, 0),))
+    async with instant.open(payer, finality_depth=depth + 1) as chain:
+        work = chain.register(channel.params, channel.signed(1), sent=hashes.note)
+        registering = asyncio.create_task(work)
+        await until(lambda: _mined(instant, hashes))
+        raw = await raw_of(instant, hashes[0])
+        for _ in range(2):
+            await instant.mine(depth - 1)
+            await instant.rpc("anvil_reorg", depth, [[raw, again - 1]])
+        for _ in range(depth):
+            assert not registering.done()
+            await instant.mine()
+        mined = await instant.rpc("eth_getTransactionReceipt", hashes[0])
+        await instant.mine(max(int(mined["blockNumber"], 16) + depth - await height(instant), 0))
+        assert (await registering).version == 1
+        assert await height(instant) - int(mined["blockNumber"], 16) >= depth
+    assert await nonce(instant, payer) == 1
+
+
 async def _mined(ledger: Ledger, hashes: Hashes) -> Any:
     return await ledger.rpc("eth_getTransactionReceipt", hashes[0]) if hashes else None
 
