@@ -13,7 +13,9 @@ from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
+from ..channel import Balances, Params, State, Transaction
 from ..errors import ApiError
+from ..values import Address, ChannelID, Sig
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -107,6 +109,104 @@ class Subscription(Protocol[T_co]):
         ...
 
 
+class AdjudicatorEventKind(IntEnum):
+    """What happened to a channel on chain."""
+
+    REGISTERED = 1
+    PROGRESSED = 2
+    CONCLUDED = 3
+
+
+class AdjudicatorEvent(Struct, frozen=True):
+    """An event of a channel on chain. `timeout` is the block time (Unix seconds) at which the phase it began ends.
+
+    `state` and `sigs` are there when this node knows the state of that version; the chain stores only its hash.
+    """
+
+    channel_id: ChannelID
+    kind: AdjudicatorEventKind
+    version: int
+    timeout: int
+    state: State | None = None
+    sigs: tuple[Sig, ...] = ()
+
+
+class AdjudicatorRequest(Struct, frozen=True):
+    """Who wants what done to a channel on chain: participant `index`, which must be `account`, with `tx`.
+
+    `secondary` leaves concluding to the other side for a few blocks.
+    """
+
+    params: Params
+    account: Address
+    tx: Transaction
+    index: int
+    secondary: bool = False
+
+
+class WatchedChannel(Subscription[AdjudicatorEvent], Protocol):
+    """A channel watched for somebody else. `cancel` only ends the reading: the watching goes on without a reader."""
+
+    async def publish(self, tx: Transaction) -> None:
+        """A newer state of the channel; durable when it returns. Raises: 203 (another channel, bad signatures)."""
+        ...
+
+    async def stop(self) -> None:
+        """Forget the channel and end the reading; idempotent."""
+        ...
+
+
+class FundWatchAPI(Protocol):
+    """Funding and watching with a session's account for somebody who has none here (API.md 2.6, 2.7).
+
+    Whoever may call this can spend what the account holds. Calls go on to their end when the caller goes away.
+    """
+
+    async def register_asset(self, asset: Address, token: Address, depositor: Address) -> bool:
+        """Make `asset` usable for deposits of `token`; whether it is, and `depositor` is the account that pays."""
+        ...
+
+    def is_asset_registered(self, asset: Address) -> bool:
+        """Whether deposits into `asset` can be made."""
+        ...
+
+    async def fund(self, params: Params, state: State, index: int, agreement: Balances) -> None:
+        """Deposit participant `index`'s share of `agreement`, then wait for all. Raises: 203, 201, 103, 3xx, 401."""
+        ...
+
+    async def register(self, request: AdjudicatorRequest) -> None:
+        """Register the fully signed transaction. Raises: 203, 301, 302, 401."""
+        ...
+
+    async def withdraw(self, request: AdjudicatorRequest) -> None:
+        """Conclude where necessary, then withdraw to the session's account. Raises: 203, 204, 301, 302, 401."""
+        ...
+
+    async def progress(self, request: AdjudicatorRequest, new_state: State, sig: Sig) -> None:
+        """Progress an app channel on chain to what the account signed. Raises: 203, 204, 301, 302, 401."""
+        ...
+
+    def subscribe(self, channel_id: ChannelID) -> Subscription[AdjudicatorEvent]:
+        """What the chain holds about the channel, then everything that happens to it. Raises: 202."""
+        ...
+
+    def unsubscribe(self, channel_id: ChannelID) -> None:
+        """Raises: 201."""
+        ...
+
+    async def watch(self, params: Params, tx: Transaction) -> WatchedChannel:
+        """Watch a channel; with a fully signed `tx` older states are refuted, otherwise only events are told.
+
+        Durable when it returns: goes on after the reader is gone and after a restart, until the channel is concluded.
+        Raises: 203, 202 (somebody reads it already, or it is the session's own), 401.
+        """
+        ...
+
+    async def stop_watching(self, channel_id: ChannelID) -> None:
+        """Forget the channel; no effect when it is not watched."""
+        ...
+
+
 class ChannelAPI(Protocol):
     """One channel of an open session (API.md 2.5)."""
 
@@ -188,6 +288,10 @@ class SessionAPI(Protocol):
 
     async def close(self, *, force: bool) -> tuple[PayChInfo, ...]:
         """Close the session; with `force` open channels stay persisted and are returned. Raises: 204."""
+        ...
+
+    def fundwatch(self) -> FundWatchAPI:
+        """Funding and watching with this session's account. Raises: 204."""
         ...
 
 

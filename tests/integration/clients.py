@@ -187,7 +187,9 @@ class Client:
     """A connection to a node. Every method raises ClientError for what the node answers as an error."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.channel = grpc.aio.insecure_channel(f"{host}:{port}")
+        # A connection of its own: one that is shared with an earlier client would still be sulking after a restart.
+        own = ("grpc.use_local_subchannel_pool", 1)
+        self.channel = grpc.aio.insecure_channel(f"{host}:{port}", options=(own,))
         self.stub = Payment_APIStub(self.channel)
 
     async def __aenter__(self) -> Self:

@@ -37,6 +37,7 @@ BANK = TEST_ACCOUNTS[4]
 TOKEN_BANK = TEST_ACCOUNTS[2]
 """Gives test tokens to people."""
 MARKER = "Serving payment channel API via grpc at port"
+MARKERS = {"payment": MARKER, "fundwatch": "Serving funding and watching API via grpc at port"}
 FIRST_PORT, PORTS = 21_000, 100
 """Below the ports that systems hand out for outgoing connections, so that nobody takes one of ours in passing."""
 
@@ -154,15 +155,16 @@ class Node:
     port: int
     config: Path
     process: Process | None = None
+    service: str = "payment"
 
     def start(self) -> Self:
         """Run until the marker says that the API is served."""
-        self.launch().wait_for(MARKER)
+        self.launch().wait_for(MARKERS[self.service])
         return self
 
     def launch(self) -> Process:
         """Run without waiting for anything."""
-        arguments = command("run", "--configfile", self.config, "--grpcport", self.port)
+        arguments = command("run", "--configfile", self.config, "--grpcport", self.port, "--service", self.service)
         self.process = self.world.run(self.name, arguments)
         return self.process
 

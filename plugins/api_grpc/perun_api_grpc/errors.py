@@ -8,7 +8,22 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from perun_core.errors import ApiError, UnknownInternal
+from perun_core.errors import (
+    ApiError,
+    ChainUnreachable,
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidConfig,
+    InvalidContracts,
+    PeerNotFunded,
+    PeerRejected,
+    PeerRequestTimedOut,
+    ResourceExists,
+    ResourceNotFound,
+    TransactionTimedOut,
+    UnknownInternal,
+    UserResponseTimedOut,
+)
 from perun_core.ports.api import PayChInfo
 
 from .convert import channel_to
@@ -64,6 +79,41 @@ def message_of(error: ApiError) -> pb.MsgError:
         fields = {name: _field(value) for name, value in error.info.items()}
         getattr(message, kind.DESCRIPTOR.name).CopyFrom(kind(**fields))
     return message
+
+
+KINDS: Final[Mapping[int, type[ApiError]]] = {
+    kind.code: kind
+    for kind in (
+        PeerRequestTimedOut,
+        PeerRejected,
+        PeerNotFunded,
+        UserResponseTimedOut,
+        ResourceNotFound,
+        ResourceExists,
+        InvalidArgument,
+        FailedPrecondition,
+        InvalidConfig,
+        InvalidContracts,
+        TransactionTimedOut,
+        ChainUnreachable,
+        UnknownInternal,
+    )
+}
+"""Errors by code."""
+
+
+def error_of(message: pb.MsgError) -> ApiError:
+    """The error another node told. Lists in the additional information are left out; an unknown code is 401."""
+    kind = KINDS.get(int(message.code), UnknownInternal)
+    error = kind.__new__(kind)
+    which = message.WhichOneof("addInfo") if int(message.code) in KINDS else None
+    info = {}
+    if which is not None:
+        told = getattr(message, which)
+        values = ((field.name, getattr(told, field.name)) for field in told.DESCRIPTOR.fields)
+        info = {name: value for name, value in values if isinstance(value, str | int)}
+    ApiError.__init__(error, message.message or f"code {message.code}", **info)
+    return error
 
 
 def _field(value: object) -> object:

@@ -21,11 +21,13 @@ from perun_core.ports.api import ApiContext, NodeAPI
 
 from .binding import Raw, answering, bind
 from .config import GrpcConfig
+from .funding import Funding
 from .gate import Gate
 from .health import HEALTH, Health
 from .payment import Payment
 from .pb import errors_pb2, funding_service_pb2, nodetypes_pb2, payment_service_pb2, sdktypes_pb2, watching_service_pb2
 from .streams import PaymentStreams
+from .watching import Watching
 
 logger: Final = logging.getLogger(__name__)
 
@@ -73,9 +75,7 @@ async def listening(config: GrpcConfig, context: ApiContext) -> AsyncIterator[in
     gate = Gate(context.ready)
     server = grpc.aio.server(options=options(config), maximum_concurrent_rpcs=config.max_concurrent_calls)
     served = SERVICES[context.service]
-    server.add_generic_rpc_handlers(
-        [bind(PAYMENT, payment_handlers(context.node, gate)), *(bind(other, {}) for other in served[1:])]
-    )
+    server.add_generic_rpc_handlers([bind(service, handlers(service, context.node, gate)) for service in served])
     names = [service.full_name for service in (*served, HEALTH)]
     health = Health(gate, names)
     server.add_generic_rpc_handlers([bind(HEALTH, {"Check": health.check, "Watch": health.watch})])
@@ -104,16 +104,21 @@ def options(config: GrpcConfig) -> list[tuple[str, int]]:
     ]
 
 
-def payment_handlers(node: NodeAPI, gate: Gate) -> dict[str, Raw]:
-    """A handler for each method of Payment_API."""
-    unary, streams = Payment(node), PaymentStreams(node, gate)
+def handlers(service: ServiceDescriptor, node: NodeAPI, gate: Gate) -> dict[str, Raw]:
+    """A handler for each method of `service`."""
+    unary: object
+    streams: object
+    if service is PAYMENT:
+        unary, streams = Payment(node), PaymentStreams(node, gate)
+    else:
+        unary = streams = Funding(node, gate) if service is FUNDING else Watching(node, gate)
     return {
         method.name: (
             getattr(streams, method.name)
             if method.server_streaming
             else answering(method, getattr(unary, method.name), gate)
         )
-        for method in PAYMENT.methods
+        for method in service.methods
     }
 
 

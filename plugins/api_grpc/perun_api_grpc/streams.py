@@ -12,9 +12,14 @@ from perun_core.ports.api import NodeAPI, ProposalNotification, Subscription, Up
 from .convert import proposal_to, update_to
 from .errors import answer_to
 from .gate import Call, Gate
+from .pb import errors_pb2
 from .pb import payment_service_pb2 as pb
 
 T = TypeVar("T")
+
+MOST_METADATA: Final = 3000
+"""Bytes of an error in the trailing metadata, of which clients take 8 KiB in all."""
+MOST_TEXT: Final = 300
 
 ERROR_METADATA: Final = "perun-error-bin"
 """Trailing metadata that holds the serialised MsgError of a stream that failed."""
@@ -90,5 +95,20 @@ class PaymentStreams:
 async def fail(call: Call, failure: Exception, *, method: str, situation: str) -> NoReturn:
     """End a stream with status UNKNOWN, the error as text, and as a message in the trailing metadata (API.md 2.1.4)."""
     error, message = answer_to(failure, method=method)
+    if message.ByteSize() > MOST_METADATA:  # clients refuse more; what is that long was sent by them
+        message = clipped(message)
     trailer = ((ERROR_METADATA, message.SerializeToString()),)
-    await call.abort(grpc.StatusCode.UNKNOWN, f"{situation}: {error.embedded}", trailer)
+    await call.abort(grpc.StatusCode.UNKNOWN, f"{situation}: {error.embedded[:MOST_TEXT]}", trailer)
+
+
+def clipped(message: errors_pb2.MsgError) -> errors_pb2.MsgError:
+    """`message` with its texts cut."""
+    short = errors_pb2.MsgError(category=message.category, code=message.code, message=message.message[:MOST_TEXT])
+    which = message.WhichOneof("addInfo")
+    if which is not None:
+        info = getattr(short, which)
+        for field, value in getattr(message, which).ListFields():
+            if isinstance(value, str | int):
+                setattr(info, field.name, value[:MOST_TEXT] if isinstance(value, str) else value)
+        info.SetInParent()
+    return short

@@ -105,9 +105,12 @@ async def test_fundwatch_mode_lists_all_services(serve: Serve) -> None:
     async with serve(service="fundwatch") as channel:
         listed = (await reflect(channel, list_services="")).list_services_response.service
         assert {"pb.Payment_API", "pb.Funding_API", "pb.Watching_API"} <= {service.name for service in listed}
-        assert await code_of(Funding_APIStub(channel).Fund(funding_service_pb2.FundReq())) == UNIMPLEMENTED
+        unknown = await Funding_APIStub(channel).Fund(funding_service_pb2.FundReq(sessionID="nobody"))
+        assert unknown.error.code == 201 and unknown.error.ErrInfoResourceNotFound.id == "nobody"
         stream = Watching_APIStub(channel).StartWatchingLedgerChannel()
-        assert await code_of(stream) == UNIMPLEMENTED
+        await stream.write(watching_service_pb2.StartWatchingLedgerChannelReq(sessionID="nobody"))
+        assert (await stream.read()).error.code == 201
+        assert await stream.code() == grpc.StatusCode.OK
         assert (await Payment_APIStub(channel).Time(pb.TimeReq())).time == 1_700_000_000
 
 
@@ -251,3 +254,14 @@ async def test_leaving_gives_up_calls_that_take_longer(node: ScriptedNode) -> No
     assert held.cancelled.is_set()
     assert await code_of(closing) == UNAVAILABLE
     await channel.close()
+
+
+async def test_bytes_that_are_no_message_are_refused_and_the_connection_goes_on(serve: Serve) -> None:
+    async with serve(service="fundwatch") as channel:
+        unary = channel.unary_unary("/pb.Payment_API/OpenSession")
+        assert await code_of(unary(b"\xac")) == grpc.StatusCode.INTERNAL
+        stream = channel.stream_stream("/pb.Watching_API/StartWatchingLedgerChannel")()
+        await stream.write(b"\xac")
+        answer = watching_service_pb2.StartWatchingLedgerChannelResp.FromString(await stream.read())
+        assert answer.error.code == 203
+        assert (await Payment_APIStub(channel).Time(pb.TimeReq())).time == 1_700_000_000

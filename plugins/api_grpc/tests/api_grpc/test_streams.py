@@ -192,3 +192,13 @@ async def test_a_client_that_does_not_read_holds_up_nobody(stub: Any, node: Scri
     node.proposals.notify(proposal(1))
     assert (await next_of(proposals)).notify.proposalID == "p1"
     assert (await stub.Time(pb.TimeReq())).time == 1_700_000_000
+
+
+async def test_an_error_that_repeats_a_huge_request_still_reaches_the_client(stub: Any) -> None:
+    call = stub.SubPayChProposals(pb.SubPayChProposalsReq(sessionID="A" * 1_000_000))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.wait_for_connection()
+    assert caught.value.code() == grpc.StatusCode.UNKNOWN
+    told = errors_pb2.MsgError.FromString(dict(caught.value.trailing_metadata())["perun-error-bin"])  # type: ignore[arg-type]
+    assert told.code == 201 and told.ErrInfoResourceNotFound.type == "session"
+    assert told.ErrInfoResourceNotFound.id.startswith("AAAA")

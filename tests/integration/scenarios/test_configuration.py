@@ -73,7 +73,7 @@ def people(world: World) -> list[Person]:
 
 
 @pytest.mark.parametrize("number", range(len(DEFECTS)), ids=list(DEFECTS))
-async def test_a_session_file_with_a_defect_names_it_and_opens_when_corrected(
+async def test_S1_S2_S3_S4_S5_S6_S7_S8_S9_S10_S11_D15_a_session_file_with_a_defect_names_it_and_opens_when_corrected(
     number: int, people: list[Person], party: Party
 ) -> None:
     """The same port, database and key store serve at once afterwards: the failed attempt released everything."""
@@ -96,7 +96,7 @@ async def test_a_session_file_with_a_defect_names_it_and_opens_when_corrected(
     await user.leave()
 
 
-async def test_two_sessions_cannot_share_a_port_or_a_database(party: Party) -> None:
+async def test_S8_S11_two_sessions_cannot_share_a_port_or_a_database(party: Party) -> None:
     world = party.world
     first, second = world.friends("first", "second", ether=0)
     user = await party.join(first)
@@ -123,7 +123,7 @@ async def test_two_sessions_cannot_share_a_port_or_a_database(party: Party) -> N
     await party.join(first)
 
 
-async def test_a_session_file_that_cannot_be_read_is_an_argument_error(party: Party, tmp_path: Path) -> None:
+async def test_S12_a_session_file_that_cannot_be_read_is_an_argument_error(party: Party, tmp_path: Path) -> None:
     client = await party.client()
     malformed = tmp_path / "session.yaml"
     malformed.write_text("user: [}")
@@ -139,6 +139,10 @@ async def test_a_session_file_that_cannot_be_read_is_an_argument_error(party: Pa
         ({"chainid": "1"}, "chain ID"),
         ({"adjudicator": NOBODY}, "adjudicator"),
         ({"asseteth": NOBODY}, "ETH"),
+        ({"adjudicator": NOBODY, "asseteth": NOBODY}, "adjudicator"),
+        ({"asseteth": "invalid-addr"}, "asseteth"),
+        ({"loglevel": ""}, "loglevel"),
+        ({"logfile": "no/such/folder/node.log"}, "no/such/folder"),
         ({"adjudicator": "invalid-addr"}, "adjudicator"),
         ({"chainurl": "ws://127.0.0.1:1"}, "127.0.0.1:1"),
         ({"loglevel": "loud"}, "loglevel"),
@@ -146,11 +150,12 @@ async def test_a_session_file_that_cannot_be_read_is_an_argument_error(party: Pa
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_wrong_node_configuration_ends_the_start_with_the_reason(
+def test_N2_N3_N4_U5_D21_a_wrong_node_configuration_ends_the_start_with_the_reason(
     change: dict[str, object], text: str, world: World
 ) -> None:
     """Exit code 1, the reason in words, no marker, and the port of the API never served."""
     node = world.node(f"wrong-{next(iter(change))}-{len(world.nodes)}", **change)
+    world.nodes.remove(node)
     process = node.launch()
     assert process.process.wait(40) == 1
     assert text in process.output and "Serving" not in process.output and "Traceback" not in process.output
@@ -158,7 +163,7 @@ def test_a_wrong_node_configuration_ends_the_start_with_the_reason(
         assert probe.connect_ex(("127.0.0.1", node.port)) != 0
 
 
-async def test_a_holder_without_code_or_twice_is_refused_as_currency(party: Party) -> None:
+async def test_N6_N12_N13_N14_U2_a_holder_without_code_or_twice_is_refused_as_currency(party: Party) -> None:
     client, contracts = await party.client(), party.world.contracts
     with pytest.raises(ClientError) as twice:
         await client.register_currency(contracts["token"], contracts["erc20"])
@@ -166,8 +171,18 @@ async def test_a_holder_without_code_or_twice_is_refused_as_currency(party: Part
     with pytest.raises(ClientError) as empty:
         await client.register_currency(contracts["token"], NOBODY)
     refused(empty.value, 206)
+    ((_, address, problem),) = empty.value.info["ContractErrInfos"]  # type: ignore[misc]
+    assert address.lower() == NOBODY and problem
     with pytest.raises(ClientError) as text:
         await client.register_currency("invalid-addr", NOBODY)
     refused(text.value, 203, {"name": "token", "value": "invalid-addr"})
+    with pytest.raises(ClientError) as asset:
+        await client.register_currency(contracts["token"], "invalid-addr")
+    refused(asset.value, 203, {"name": "asset", "value": "invalid-addr"})
+    user = await party.join(party.world.person("alice"))
+    other_holder = await client.deploy_asset(user.session, contracts["token"])
+    with pytest.raises(ClientError) as symbol:
+        await client.register_currency(contracts["token"], other_holder)
+    refused(symbol.value, 202, {"type": "currency", "id": "PRN"})
     config = await client.config()
     assert (config.adjudicator, config.assetETH) == (contracts["adjudicator"], contracts["eth"])
