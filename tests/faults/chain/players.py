@@ -26,7 +26,7 @@ from perun_core.plugin.manager import PluginHost
 from perun_core.ports.api import BalInfo, PaymentItem
 from perun_core.ports.idprovider import OWN_ALIAS
 from perun_core.ports.policy import Decision, Policy, PolicyContext, ProposalView, UpdateView, Verdict
-from perun_core.ports.store import Op, Store, StoreContext, Table
+from perun_core.ports.store import Doubt, Op, Store, StoreContext, StoreStatus, Table
 from perun_core.values import keccak256
 from perun_keymgr_ethkeystore.keyfiles import write_key_file
 from perun_store_sqlite.store import SqliteConfig, open_sqlite
@@ -102,6 +102,18 @@ class MortalStore:
         """See `Store.scan`."""
         await self._line.check()
         return await self._store.scan(table, prefix, after=after, limit=limit)
+
+    def status(self) -> StoreStatus:
+        """See `Store.status`."""
+        return self._store.status()
+
+    async def distrust(self, doubt: Doubt, reason: str) -> None:
+        """See `Store.distrust`."""
+        await self._store.distrust(doubt, reason)
+
+    async def trust(self, prefix: bytes = b"") -> None:
+        """See `Store.trust`."""
+        await self._store.trust(prefix)
 
 
 class Agreeable:
