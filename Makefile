@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 SUITE  ?= ../shared/acceptance
 ARGS   ?=
 
-PROJECTS := $(sort $(wildcard plugins/*/pyproject.toml))
+PROJECTS := $(sort $(wildcard plugins/*/pyproject.toml clients/*/pyproject.toml))
 PLUGINS  := $(patsubst %/pyproject.toml,%,$(PROJECTS))
 
 # The pinned anvil exists for Linux on x86-64 only; elsewhere the caller names one.
@@ -16,7 +16,7 @@ endif
 export ANVIL
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools geth demo test unit check format bench dist acceptance faults-chain clean
+.PHONY: help install tools geth vault secret-service demo test unit check format bench dist acceptance faults faults-chain faults-power fuzz-api clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,15 @@ install: $(VENV)/.installed ## everything into .venv, from the hashed lock; noth
 tools: install ## solc and anvil, from the npm lock
 	$(BIN)/python tools/fetch_node_tools.py
 
+vault: install ## the Vault server that tests use, where a Go toolchain exists; tests use it when it is there
+	$(BIN)/python tools/build_vault.py
+
+secret-service: ## the Secret Service that tests use, where apt-get can install it; tests use it when it is there
+	@command -v gnome-keyring-daemon >/dev/null && command -v dbus-run-session >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gnome-keyring dbus; \
+	else echo "gnome-keyring is not installed; its tests are skipped"; fi
+
 geth: install ## the geth chain node, where a Go toolchain exists; tests use it when it is there
 	$(BIN)/python tools/build_geth.py
 
@@ -57,6 +66,7 @@ check: install tools ## style, types, import directions, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python plugins/api_grpc/generate_stubs.py --check
+	$(BIN)/python clients/perunnodecli/generate_stubs.py --check
 	$(BIN)/python plugins/chain_ethereum/build_contracts.py --check
 
 format: install ## put the sources into the agreed form
@@ -69,6 +79,7 @@ bench: install tools ## measure; prints ratios, writes JSON into build/
 	$(BIN)/python bench/gas.py --json build/gas.json
 	$(BIN)/python bench/chaincalls.py --json build/chaincalls.json
 	$(BIN)/python bench/disputes.py --json build/disputes.json
+	$(BIN)/python bench/restore.py --json build/restore.json
 
 dist: install ## wheels of every distribution into dist/
 	$(BIN)/python tests/dist/build_wheels.py dist
@@ -79,9 +90,18 @@ acceptance: install tools ## a black-box suite: make acceptance SUITE=DIR
 RUNS ?= 200
 SEED ?=
 
+faults: install tools ## kill -9 either node at every persist, send, sign and submit: make faults RUNS=n SEED=s
+	$(BIN)/python tests/faults/process/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 faults-chain: install tools ## open, pay, something goes wrong, settle: make faults-chain RUNS=n SEED=s
 	$(BIN)/python tests/faults/chain/campaign.py --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+faults-power: install ## lose power at every point of a run of the store (needs strace): make faults-power SEED=s
+	$(BIN)/python tests/faults/power/campaign.py $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+fuzz-api: install ## hostile requests to every method: make fuzz-api RUNS=requests-per-method SEED=s
+	FUZZ_RUNS=$(RUNS) FUZZ_SEED=$(or $(SEED),20) $(BIN)/python -m pytest -n 0 -q -s tests/faults/api $(ARGS)
+
 clean: ## remove what was built, not what was installed
 	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find perun_core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find perun_core plugins clients tests -name __pycache__ -type d -prune -exec rm -rf {} +

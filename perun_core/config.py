@@ -271,6 +271,10 @@ class SessionConfig(Struct, frozen=True):
     """Peer transport; by default what `user.commtype` says."""
     policy: str = ""
     """Policy that decides before the user is asked; empty: none."""
+    rescuefile: str = ""
+    """File that is kept up to date with what settling every open channel needs, encrypted; empty: none is kept."""
+    rescuekey: str = ""
+    """Public key of that file, as ``perunnode rescue key`` printed it."""
     warnings: tuple[str, ...] = ()
     """What was ignored while loading, one sentence each; not part of the configuration."""
 
@@ -338,6 +342,8 @@ def _session_from(table: Table) -> SessionConfig:
         store=text.get("store") or "sqlite",
         comm=text.get("comm") or commtype,
         policy="" if text.get("policy") == "none" else text.get("policy"),
+        rescuefile=text.get("rescuefile"),
+        rescuekey=text.get("rescuekey"),
         warnings=warnings,
     )
 

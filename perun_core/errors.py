@@ -13,13 +13,15 @@
     │   └── EncodeError           a value that must not be written: our fault
     ├── ConfigError               a configuration file, flag or environment value
     ├── PluginError               a plugin that cannot be loaded or chosen
+    ├── BackupError               a backup or rescue file, or its key, that cannot be used
     └── PortError                 a backend behind a port could not do what was asked
         ├── StoreError            StoreConflict  StoreLocked  StoreFull  StoreFenced  StoreBroken  StoreTooNew
-        ├── KeyManagerError       KeyNotFound  KeyLocked  KeyAmbiguous  SigningFailed
+        ├── KeyManagerError       KeyNotFound  KeyLocked  KeyAmbiguous  KeyExists  KeysUnreachable
+    │   │                         SigningFailed
         ├── IDProviderError       PeerUnknown  PeerExists  AliasTaken  PeerInvalid  IDProviderBroken
         ├── CommError             AddressInvalid  AddressInUse  PeerUnreachable  ConnectionLost
-        └── ChainError            NotReachable  WrongChain  ContractInvalid  TokenUnreadable  TxTimedOut
-                                  TxReverted  InsufficientFunds  FundingTimedOut
+        └── ChainError            NotReachable  WrongChain  ContractInvalid  TokenUnreadable  StateUnavailable
+                                  TxTimedOut  TxReverted  InsufficientFunds  FundingTimedOut
 
 Anything else that escapes a room is a bug: it is logged in full, answered without details, and the channel it
 belongs to is stopped with nothing sent. Libraries' errors are renamed at the plugin's edge with ``raise … from``.
@@ -260,6 +262,10 @@ class PluginError(PerunError):
     """A plugin cannot be loaded, or a name is claimed by none or several; the text names plugin and remedy."""
 
 
+class BackupError(PerunError):
+    """A backup or rescue file, or its key, cannot be used; the text says which and why. Nothing was changed."""
+
+
 # -------------------------------------------------------------------------------------------------------------- ports
 
 
@@ -309,6 +315,14 @@ class KeyLocked(KeyManagerError):
 
 class KeyAmbiguous(KeyManagerError):
     """Several keys claim this address."""
+
+
+class KeyExists(KeyManagerError):
+    """A key for this address is kept already; nothing was changed."""
+
+
+class KeysUnreachable(KeyManagerError):
+    """What keeps the keys does not answer, or not in time; the request may be repeated with the same digest."""
 
 
 class SigningFailed(KeyManagerError):
@@ -400,6 +414,10 @@ class ContractInvalid(ChainError):
 
 class TokenUnreadable(ChainError):
     """Symbol or decimals of a token contract cannot be read."""
+
+
+class StateUnavailable(ChainError):
+    """A state is registered whose content the chain does not tell in a form that can be checked."""
 
 
 class TxTimedOut(ChainError):

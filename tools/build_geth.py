@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the pinned geth chain node into tools/go/bin, where a Go toolchain exists. Takes about two minutes once.
+"""Build the pinned geth chain node into tools/go/bin, where a Go toolchain exists. Takes about five minutes once.
 
 The module's version is pinned here; the Go toolchain checks its content against the public checksum database. Doing it
 again when it is there costs nothing and needs no network. Without Go nothing is built and that is said; tests that want

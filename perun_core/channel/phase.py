@@ -47,6 +47,8 @@ class Phase(StrEnum):
     """A dispute is being opened by us."""
     REGISTERED = "registered"
     """A dispute is open on chain; its timeout is awaited."""
+    PROGRESSING = "progressing"
+    """Our progression of the registered state is on its way; only in channels with an app."""
     CONCLUDING = "concluding"
     """Our conclude transaction is on its way."""
     WITHDRAWING = "withdrawing"
@@ -66,6 +68,7 @@ WIRE: Final[Mapping[Phase, WirePhase]] = {
     Phase.FINAL: WirePhase.FINAL,
     Phase.REGISTERING: WirePhase.REGISTERING,
     Phase.REGISTERED: WirePhase.REGISTERED,
+    Phase.PROGRESSING: WirePhase.PROGRESSING,
     Phase.CONCLUDING: WirePhase.REGISTERED,
     Phase.WITHDRAWING: WirePhase.WITHDRAWING,
     Phase.WITHDRAWN: WirePhase.WITHDRAWN,

@@ -5,7 +5,6 @@ The keys are public demonstration keys. Existing files are never touched.
 
 from __future__ import annotations
 
-import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -214,15 +213,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def _write_key(keystore: Path, key: DemoKey) -> None:
-    from .keyfile import file_name, weak_key_file
+    from ..keys import Secret
+    from ..keys.keyfile import Strength, encrypt, file_name
+    from ..values import Address
 
-    content = weak_key_file(
-        bytes.fromhex(key.private_key),
-        address=key.address,
-        password="",
-        salt=secrets.token_bytes(32),
-        iv=secrets.token_bytes(16),
-    )
-    path = keystore / file_name(key.address, datetime.now().astimezone())
+    # Weak parameters, stated by the specification for generated keys: anybody knows these keys, opening must be fast.
+    with Secret.from_hex(key.private_key) as secret:
+        content = encrypt(secret, "", strength=Strength.WEAK)
+    path = keystore / file_name(Address.parse(key.address), datetime.now().astimezone())
     path.touch(mode=0o600, exist_ok=False)
-    path.write_text(content, encoding="utf-8")
+    path.write_bytes(content)

@@ -13,6 +13,11 @@ _OWN: Final[Mapping[str, tuple[str, str]]] = {
     "run": ("run", "Start the node."),
     "generate": ("generate", "Write demo configuration files and keys into the working directory."),
     "doctor": ("doctor", "Say what keeps the node from working, and by when sessions must be open again."),
+    "backup": ("backup", "Write the databases of sessions into a directory, also while the node runs."),
+    "restore": ("restore", "Bring databases back from a backup; the sessions open in recovery mode."),
+    "trust": ("trust", "End recovery mode of sessions whose records are certainly complete."),
+    "rescue": ("rescue", "Read rescue files, and bring channels back from them."),
+    "keys": ("keys", "Create, import, list, check and move keys."),
     "plugins": ("plugins", "Show which plugins are installed and enabled."),
     "version": ("version", "Print the version."),
 }

@@ -13,8 +13,10 @@ from ..amounts import format_amount, parse_amount
 from ..channel import Phase, State
 from ..errors import (
     ApiError,
+    ChainError,
     FailedPrecondition,
     InvalidArgument,
+    PeerRequestTimedOut,
     ResourceExists,
     ResourceNotFound,
     RuleViolated,
@@ -31,15 +33,24 @@ from ..protocol.effects import (
     AwaitConcludable,
     ChannelClosed,
     Effects,
+    Forked,
     Notification,
     Publish,
     QuestionWithdrawn,
+    Reconciled,
+    SetTimer,
+    StorageBehind,
     SubmitTx,
+    Timer,
 )
-from ..protocol.events import Event, Payment, UserAccepted, UserClosed, UserPaid, UserRejected
+from ..protocol.events import Event, Payment, UserAccepted, UserClosed, UserPaid, UserProgressed, UserRejected
 from ..protocol.records import ChannelRecord
-from .chainsteps import StepContext, run_step
+from ..protocol.syncing import BEFORE_THE_CHAIN
+from ..values import ChannelID
+from .chainsteps import StepContext, chain_error, run_step
 from .currencies import Currency
+from .recovery import Recovery
+from .remote import run_remote_step
 from .runner import Outside, Requests, Runner
 from .subscriptions import Feed, Reader
 
@@ -50,6 +61,11 @@ TOMBSTONES: Final = 64
 """Questions whose expiry passed and that may still be answered with "too late"."""
 POLICY_TIMEOUT: Final = 2.0
 """Seconds a policy gets before the user is asked."""
+
+REPEATING: Final = frozenset((Timer.HEAL, Timer.SYNC, Timer.SETTLE))
+"""Timers of attempts that are repeated with growing pauses."""
+JITTER: Final = 0.25
+"""The part of a pause by which it may be longer."""
 
 OFF_CHAIN: Final = frozenset((Phase.ACTING, Phase.SIGNING, Phase.DECIDING, Phase.ACCEPTING, Phase.UNKNOWN))
 """Phases in which a user calls the channel open."""
@@ -103,6 +119,8 @@ class LiveChannel(Runner[Event]):
         clock: Callable[[], float],
         response_timeout: float,
         policy: Policy | None,
+        recovery: Recovery,
+        chance: Callable[[], float],
         on_archived: Callable[[LiveChannel], None],
     ) -> None:
         record = machine.record
@@ -117,6 +135,8 @@ class LiveChannel(Runner[Event]):
         self._clock = clock
         self._response_timeout = response_timeout
         self._policy = policy
+        self._recovery = recovery
+        self._chance = chance
         self._on_archived = on_archived
         self._questions: dict[str, Question] = {}
         self._step: asyncio.Task[None] | None = None
@@ -136,7 +156,27 @@ class LiveChannel(Runner[Event]):
         return self.snapshot
 
     def on_persisted(self, record: ChannelRecord) -> None:
-        self.snapshot = record
+        before, self.snapshot = self.snapshot, record
+        if record.phase is not before.phase and Phase.UNKNOWN in (record.phase, before.phase):
+            self._tell_outcome(record)
+
+    def _tell_outcome(self, record: ChannelRecord) -> None:
+        """The log says when a payment became uncertain, what is safe meanwhile, and how it ended."""
+        if record.phase is Phase.UNKNOWN:
+            log.warning("%s: %s", self.name, self.uncertainty())
+        else:
+            log.info("%s: settled what was uncertain, version %d is agreed", self.name, self._agreed.version)
+
+    def uncertainty(self) -> str:
+        """Plain words about an update whose outcome nobody here knows (PROTOCOL.md 7.3.4 item 7)."""
+        safe = ", ".join(
+            f"{format_amount(amount, currency.decimals)} {currency.symbol}"
+            for amount, currency in zip(self.machine.safe_balances(), self.view.currencies, strict=True)
+        )
+        return (
+            f"it is not known whether {self.view.peer_alias} accepted version {self._agreed.version + 1}; it is asked "
+            f"again until it is known, or the channel can be closed; at least {safe} is ours either way"
+        )
 
     def on_publish(self, effect: Publish) -> None:
         self._publish(effect)
@@ -149,10 +189,15 @@ class LiveChannel(Runner[Event]):
 
     async def _do_step(self, effect: SubmitTx) -> None:
         try:
-            self.post(await run_step(effect.step, self._steps, self.machine.record.channel_id))
+            run = run_step if self._steps.funder is None else run_remote_step
+            self.post(await run(effect.step, self._steps, self.machine.record.channel_id))
         except Exception:
             log.exception("%s: chain step %s failed by a bug", self.name, type(effect.step).__name__)
             self._break("internal error")
+
+    def delay(self, effect: SetTimer) -> float:
+        """Peers and chain nodes that come back are not asked by all channels in the same moment."""
+        return effect.seconds * (1 + JITTER * self._chance()) if effect.timer in REPEATING else effect.seconds
 
     def on_notify(self, notification: Notification) -> None:
         match notification:
@@ -162,6 +207,19 @@ class LiveChannel(Runner[Event]):
                 self._withdraw(version)
             case ChannelClosed(error):
                 self._close_for_user(error)
+            case StorageBehind(version):
+                self._recovery.report(
+                    f"{self.view.peer_alias} holds version {version} of channel {self._agreed.id.hex()} with our "
+                    f"signature, our storage had version {self._agreed.version}"
+                )
+            case Reconciled():
+                self._recovery.on_reconciled(self)
+            case Forked(version):
+                log.error(
+                    "%s: both signed two different states of version %d; the chain settles it, nothing more is signed",
+                    self.name,
+                    version,
+                )
 
     def on_settled(self) -> None:
         if self.machine.phase is Phase.WITHDRAWN and self.snapshot.phase is Phase.WITHDRAWN:
@@ -245,14 +303,24 @@ class LiveChannel(Runner[Event]):
         return state
 
     @property
+    def channel_id(self) -> ChannelID:
+        """Of this channel."""
+        return self.snapshot.channel_id
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether another state of it could be signed some day."""
+        return self.machine.phase in BEFORE_THE_CHAIN
+
+    @property
     def is_open(self) -> bool:
         """Whether the channel is in normal operation."""
         return not self.closed and self.machine.phase in OFF_CHAIN
 
     @property
     def is_withdrawn(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self.snapshot.phase is Phase.WITHDRAWN
+        """Whether there is nothing left to do that its user would have to know of."""
+        return self.snapshot.phase is Phase.WITHDRAWN or self.snapshot.reopened
 
     @property
     def is_busy(self) -> bool:
@@ -321,6 +389,19 @@ class LiveChannel(Runner[Event]):
         self._check_open()
         return await self._request(UserClosed)
 
+    async def progress(self, state: State) -> PayChInfo:
+        """Move the disputed channel of an app on to `state` on chain (PROTOCOL.md 7.10); not in the published API.
+
+        Returns when the chain has confirmed it. Raises: FailedPrecondition, TransactionTimedOut, ChainUnreachable,
+        UnknownInternal.
+        """
+        steps = self._steps
+        try:
+            dispute, head = await steps.chain.dispute(state.id), await steps.chain.head()
+        except ChainError as error:
+            raise chain_error(error, url=steps.chain_url, tx_timeout=steps.tx_timeout_text) from error
+        return await self._request(lambda request: UserProgressed(request, state, dispute, head.timestamp))
+
     def _check_open(self) -> None:
         if self.closed or self.is_withdrawn:
             raise FailedPrecondition(CLOSED_CHANNEL)
@@ -330,7 +411,13 @@ class LiveChannel(Runner[Event]):
             raise UnknownInternal("channel stopped after an internal failure; reopen the session")
         number, future = self.requests.new(self)
         self.post(event(number))
-        record = cast("ChannelRecord", await future)
+        try:
+            record = cast("ChannelRecord", await future)
+        except PeerRequestTimedOut as error:
+            if self.machine.phase is not Phase.UNKNOWN:
+                raise
+            alias, timeout = str(error.info["peerAlias"]), str(error.info["timeout"])
+            raise PeerRequestTimedOut(alias, timeout, f"{error.message}; {self.uncertainty()}") from error
         state = record.current.state
         assert state is not None
         return self.view.info(state)

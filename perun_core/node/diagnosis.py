@@ -27,6 +27,7 @@ from ..profile.gp090 import PROFILE
 from ..protocol.records import ChannelRecord, RecordCodec
 from ..values import Address
 from .absence import UNWATCHED, back_before, shown_span, shown_time
+from .recovery import REMEDY
 
 AT_ONCE: Final = 16
 """Questions to the chain node that may wait for an answer at the same time."""
@@ -120,6 +121,8 @@ class _NodeDoctor:
                         f"{shown_time(head.timestamp)}",
                     )
                 )
+                if stale := await chain.staleness():
+                    found.append(Finding(Level.WARNING, f"{stale}; no channel is opened meanwhile"))
                 found.append(await _contract("adjudicator", chain.validate_adjudicator))
                 holder = self.config.asseteth_address()
                 found.append(await _contract("ETH holder", lambda: chain.validate_holder("ETH", holder, None)))
@@ -213,6 +216,11 @@ class _SessionDoctor:
         options = self._node.options(backend.config, Kind.STORE, config.store)
         records: list[ChannelRecord] = []
         async with backend.open(options, StoreContext(path)) as store:
+            if (status := store.status()).doubt is not None:
+                self._say(
+                    Level.PROBLEM,
+                    f"{path}: {status.reason}; the session opens in recovery mode and signs nothing: {REMEDY}",
+                )
             async for key, value in _rows(store, Table.CHANNELS):
                 records.append(codec.decode(key, value))
         return sorted(records, key=lambda record: record.sequence)

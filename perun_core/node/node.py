@@ -94,6 +94,7 @@ class Node:
         )
         pairs = config.asseterc20_addresses()
         self._chain = await stack.enter_async_context(backend.open(options, context))
+        self._warn(await self._chain.staleness())
         self._warn(await self._chain.validate_adjudicator())
         self._warn(await self._chain.validate_holder("ETH", self._contracts.eth_holder, None))
         for token, holder in pairs:

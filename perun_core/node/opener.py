@@ -16,6 +16,7 @@ from msgspec import Struct
 from ..apps.registry import AppRegistry
 from ..config import SessionConfig, backend_options
 from ..errors import (
+    BackupError,
     ChainError,
     CommError,
     ConfigError,
@@ -30,13 +31,17 @@ from ..plugin.declare import Backend
 from ..plugin.manager import Kind, PluginHost
 from ..ports.chain import Chain, ChainContext, Contracts
 from ..ports.comm import Comm, CommContext
+from ..ports.fundwatch import Funder, FunderContext, RemoteWatcher, WatchContext
 from ..ports.idprovider import IDProvider, IDProviderContext
 from ..ports.keymgr import KeyManager, KeyManagerContext, KeyRole, UnsignedTx
 from ..ports.policy import Policy, PolicyContext
 from ..ports.store import Store, StoreContext
 from ..profile import Profile
+from ..protocol.records import RecordCodec
 from ..values import Address
 from .currencies import CurrencyRegistry
+from .keyguard import guarded
+from .rescue import RescueFile, open_rescue
 from .session import Session, SessionParts
 
 CHALLENGE_DURATIONS: Final = (1, 2**31)
@@ -92,6 +97,8 @@ class _Opening:
         self._config = config
         self._node = node
         self._stack = stack
+        self._others: dict[Address, KeyManager] = {}
+        self._other_keys = AsyncExitStack()
 
     async def run(self, session_id: str) -> Session:
         config, node, user = self._config, self._node, self._config.user
@@ -99,15 +106,15 @@ class _Opening:
         off_chain = _address("offChainAddr", user.offchainaddr)
         account_keys = await self._keys(KeyRole.ON_CHAIN, "onChainWallet", user.onchainwallet, on_chain)
         keys = await self._keys(KeyRole.OFF_CHAIN, "offChainWallet", user.offchainwallet, off_chain)
+        await self._stack.enter_async_context(self._other_keys)
         comm = await self._comm()
         id_provider = await self._id_provider()
         store, store_problem = await self._store()
         chain = await self._chain(on_chain, account_keys, store)
-        if config.fundingtype != "local":
-            raise InvalidConfig("fundingType", config.fundingtype, "unsupported, must be local")
-        if config.watchertype != "local":
-            raise InvalidConfig("watcherType", config.watchertype, "unsupported, must be local")
+        funder = await self._funder()
+        guard = await self._guard()
         policy = await self._policy()
+        rescue = await self._rescue(own=off_chain, receiver=on_chain, contacts=id_provider)
         try:
             comm.check_address(user.commaddr)
         except CommError as error:
@@ -133,6 +140,11 @@ class _Opening:
             clock=node.clock,
             random_bytes=node.random_bytes,
             on_closed=node.on_closed,
+            keys_of=self._keys_of,
+            funder=funder,
+            funding_url=config.fundingurl,
+            guard=guard,
+            rescue=rescue,
         )
         session = Session(parts)
         try:
@@ -154,9 +166,52 @@ class _Opening:
         try:
             backend = self._node.plugins.keymgr(self._config.keymgr)
             keys: KeyManager = await self._enter(Kind.KEYMGR, backend, table, KeyManagerContext(role, (address,)))
+            keys = await guarded(keys, (address,))
         except (KeyManagerError, ConfigError, PluginError) as error:
             raise InvalidConfig(name, shown, str(error)) from error
         return keys
+
+    async def _keys_of(self, address: Address) -> KeyManager:
+        """For the session's later life: the wallet of the off-chain address, opened for another address in it."""
+        if address not in self._others:
+            backend = self._node.plugins.keymgr(self._config.keymgr)
+            options: Struct = backend_options(backend.config, self._config.user.offchainwallet, "user.offchainwallet")
+            opened = backend.open(options, KeyManagerContext(KeyRole.OFF_CHAIN, (address,)))
+            keys: KeyManager = await self._other_keys.enter_async_context(opened)
+            self._others[address] = await guarded(keys, (address,))
+        return self._others[address]
+
+    async def _funder(self) -> Funder | None:
+        config = self._config
+        if config.fundingtype == "local":
+            return None
+        try:
+            backend = self._node.plugins.funder(config.fundingtype)
+            context = FunderContext(config.fundingurl, config.fundingapikey)
+            funder: Funder = await self._enter(
+                Kind.FUNDER, backend, self._node.options(Kind.FUNDER, config.fundingtype), context
+            )
+        except PluginError as error:
+            raise InvalidConfig("fundingType", config.fundingtype, f"unsupported: {error}") from error
+        except ConfigError as error:
+            raise InvalidConfig("fundingType", config.fundingtype, str(error)) from error
+        return funder
+
+    async def _guard(self) -> RemoteWatcher | None:
+        config = self._config
+        if config.watchertype == "local":
+            return None
+        try:
+            backend = self._node.plugins.watcher(config.watchertype)
+            context = WatchContext(config.watcherurl, config.watcherapikey)
+            guard: RemoteWatcher = await self._enter(
+                Kind.WATCHER, backend, self._node.options(Kind.WATCHER, config.watchertype), context
+            )
+        except PluginError as error:
+            raise InvalidConfig("watcherType", config.watchertype, f"unsupported: {error}") from error
+        except ConfigError as error:
+            raise InvalidConfig("watcherType", config.watchertype, str(error)) from error
+        return guard
 
     async def _comm(self) -> Comm:
         name = self._config.comm
@@ -214,6 +269,31 @@ class _Opening:
         except (ChainError, ConfigError) as error:
             raise InvalidConfig("chainURL", config.chainurl, str(error)) from error
         return chain
+
+    async def _rescue(self, *, own: Address, receiver: Address, contacts: IDProvider) -> RescueFile | None:
+        config, node = self._config, self._node
+        if not config.rescuefile:
+            return None
+
+        async def contact(peer: Address) -> tuple[str, str]:
+            try:
+                found = await contacts.by_address(peer)
+            except IDProviderError:
+                return "", ""
+            return found.alias, found.comm_address
+
+        opening = open_rescue(
+            Path(config.rescuefile),
+            config.rescuekey,
+            codec=RecordCodec(node.profile, node.apps),
+            own=own,
+            receiver=receiver,
+            contact=contact,
+        )
+        try:
+            return await self._stack.enter_async_context(opening)
+        except BackupError as error:
+            raise InvalidConfig("rescueFile", config.rescuefile, str(error)) from error
 
     async def _policy(self) -> Policy | None:
         name = self._config.policy

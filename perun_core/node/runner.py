@@ -140,6 +140,10 @@ class Runner(Generic[E]):
     def on_submit(self, effect: SubmitTx) -> None:
         """A chain step to start."""
 
+    def delay(self, effect: SetTimer) -> float:
+        """Seconds until the timer fires."""
+        return effect.seconds
+
     def on_settled(self) -> None:
         """All effects of an event are performed."""
 
@@ -224,14 +228,18 @@ class Runner(Generic[E]):
         todo: deque[Callable[[], Effects]] = deque((first,))
         while todo:
             for effect in todo.popleft()():
-                event = await self._perform(effect)
+                event = await self.perform(effect)
                 if event is not None:
                     todo.append(lambda event=event: self.handle(event))  # type: ignore[misc]
             if not todo and (more := self.follow_up()) is not None:
                 todo.append(lambda more=more: more)  # type: ignore[misc]
         self.on_settled()
 
-    async def _perform(self, effect: Effect) -> PeerReached | PeerAway | Signed | None:
+    async def perform(self, effect: Effect) -> PeerReached | PeerAway | Signed | None:
+        """Do one effect; what it brings back, if anything. Every effect of the process goes through here.
+
+        Raises: StoreError, KeyManagerError.
+        """
         match effect:
             case Persist(record):
                 await self._outside.persist(effect)
@@ -249,9 +257,9 @@ class Runner(Generic[E]):
                 except CommError as error:
                     return PeerAway(str(error))
                 return PeerReached()
-            case SetTimer(timer, seconds):
+            case SetTimer(timer):
                 self._cancel(timer)
-                self._timers[timer] = asyncio.get_running_loop().call_later(seconds, self._fire, timer)
+                self._timers[timer] = asyncio.get_running_loop().call_later(self.delay(effect), self._fire, timer)
             case CancelTimer(timer):
                 self._cancel(timer)
             case SubmitTx():

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from ..amounts import format_amount, parse_amount
 from ..apps.registry import AppRegistry
-from ..channel import Allocation, Asset, Phase
+from ..channel import Allocation, Asset, Params, Phase, State, Transaction
 from ..durations import Duration
 from ..errors import (
     AliasTaken,
@@ -22,6 +22,7 @@ from ..errors import (
     IDProviderError,
     InsufficientFunds,
     InvalidArgument,
+    KeyNotFound,
     PeerExists,
     PeerInvalid,
     PeerUnknown,
@@ -30,21 +31,24 @@ from ..errors import (
     ResourceExists,
     ResourceNotFound,
     RuleViolated,
+    StoreBroken,
     UnknownInternal,
     UserResponseTimedOut,
 )
 from ..ports.api import BalInfo, PayChInfo, PeerIDInfo, ProposalNotification
 from ..ports.chain import Chain
 from ..ports.comm import Comm
+from ..ports.fundwatch import Funder, RemoteWatcher
 from ..ports.idprovider import OWN_ALIAS, IDProvider, PeerID
 from ..ports.keymgr import KeyManager
 from ..ports.policy import Policy, ProposalView, Verdict
-from ..ports.store import PutNew, Store, Table
+from ..ports.store import Doubt, PutNew, Store, Table
 from ..profile import Profile
 from ..protocol.base import ChannelTerms
 from ..protocol.channel import Channel
 from ..protocol.effects import Persist
 from ..protocol.events import (
+    ChainRegistered,
     Event,
     PeerAccepted,
     PeerAcceptedProposal,
@@ -56,7 +60,16 @@ from ..protocol.events import (
 )
 from ..protocol.opening import Opening, OpeningTerms, Stage
 from ..protocol.proposal_rules import check_proposal
-from ..protocol.records import ChannelRecord, RecordCodec, withdrawal_guard_key
+from ..protocol.records import (
+    SEQUENCE,
+    SETTLED_PREFIX,
+    ChannelRecord,
+    RecordCodec,
+    read_settled_mark,
+    sequence_mark,
+    withdrawal_guard_key,
+    withdrawal_guard_prefix,
+)
 from ..values import Address, Bytes32, ChannelID, ProposalID, Sig
 from ..wire.messages import (
     BaseProposal,
@@ -75,8 +88,12 @@ from .absence import shown_span, shown_time
 from .chainsteps import PATIENCE, StepContext, chain_error
 from .channel import REJECTED_BY_USER, ChannelView, LiveChannel, decide_in_time
 from .currencies import Currency, CurrencyRegistry
+from .fundwatch import FundWatch
 from .opening import LiveOpening
 from .peers import PeerHub
+from .recovery import Recovery
+from .remote import SharedRefuting, WatchedLedger
+from .rescue import RescueFile
 from .runner import Requests
 from .subscriptions import Feed, Reader
 from .watcher import Watcher
@@ -96,6 +113,10 @@ REMEMBERED_PROPOSALS: Final = 4096
 """Proposal IDs of peers that are recognised when they come again (O-11)."""
 SYNC_INTERVAL: Final = 1.0
 """Seconds between two sync messages of one channel that are looked at (PROTOCOL.md 7.4.1)."""
+
+
+async def _no_other_keys(address: Address) -> KeyManager:
+    raise KeyNotFound(f"no key for {address.checksum}")
 
 
 class SessionParts(Struct, frozen=True):
@@ -122,6 +143,15 @@ class SessionParts(Struct, frozen=True):
     clock: Callable[[], float]
     random_bytes: Callable[[int], bytes]
     on_closed: Callable[[Session], None]
+    keys_of: Callable[[Address], Awaitable[KeyManager]] = _no_other_keys
+    """A key manager that signs for another off-chain address of the same wallet. Raises: KeyManagerError."""
+    funder: Funder | None = None
+    """Makes the transactions instead of our account (`fundingtype` other than ``local``)."""
+    funding_url: str = ""
+    guard: RemoteWatcher | None = None
+    """Watches beside us (`watchertype` other than ``local``)."""
+    rescue: RescueFile | None = None
+    """Follows what is stored (`rescuefile`)."""
 
 
 class Proposed(Struct, frozen=True):
@@ -138,6 +168,8 @@ class Session:
 
     store: Store
     _watcher: Watcher
+    _fundwatch: FundWatch
+    _recovery: Recovery
 
     def __init__(self, parts: SessionParts) -> None:
         self.id = parts.id
@@ -147,6 +179,8 @@ class Session:
         self._codec = RecordCodec(parts.profile, parts.apps)
         self._requests = Requests()
         self._channels: dict[ChannelID, LiveChannel] = {}
+        self._closed_channels: dict[ChannelID, LiveChannel] = {}
+        """Closed in an earlier life, and watched until no reorg can reopen them; nobody can ask for them."""
         self._openings: dict[ProposalID, LiveOpening] = {}
         self._opening_channels: dict[ChannelID, LiveOpening] = {}
         self._proposed: dict[str, Proposed] = {}
@@ -156,6 +190,7 @@ class Session:
         self._proposal_feed: Feed[ProposalNotification] = Feed(self._still_valid)
         self._sequence = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unknown_looked_at = 0.0
         self._serving = asyncio.Event()
         self._hub = PeerHub(
             own=parts.off_chain,
@@ -186,29 +221,80 @@ class Session:
 
         Raises: StoreError.
         """
-        self._watcher = Watcher(self.parts.chain, self.store, self.parts.adjudicator)
+        self._watcher = Watcher(
+            self._ledger(), self.store, self.parts.adjudicator, on_settled_for_good=self._on_settled_for_good
+        )
+        self._fundwatch = FundWatch(
+            self.parts, self.store, self._watcher, is_own=lambda channel_id: channel_id in self._channels
+        )
         records = []
         after: bytes | None = None
         while page := await self.store.scan(Table.CHANNELS, after=after):
             records += [self._codec.decode(key, value) for key, value in page]
             after = page[-1][0]
         records.sort(key=lambda record: record.sequence)
+        await self._compare_with_rescue(records)
+        self._recovery = Recovery(self.store, channels=self._channels.values, spawn=self._spawn)
         self._sequence = await self._highest_sequence()
         for record in records:
             machine = Channel(await self._terms(record), record)
             live = self._live(machine, await self._view(record))
-            if record.phase is not Phase.ACTING:
+            if self._recovery.is_on:
+                machine.recover(self._recovery.reason)
+            elif record.phase is not Phase.ACTING:
                 log.warning("channel %s was restored in phase %s and goes on by itself", live.name, record.phase)
-            if record.phase is not Phase.OPENING:
-                self._watcher.publish(record.params, record.current, live.post)
+            if record.phase is not Phase.OPENING or self._recovery.is_on:
+                self._publish(record.params, record.current, live)
             live.start(machine.resume)
+        self._recovery.restored()
+        await self._restore_settled()
+        await self._fundwatch.restore()
         self._spawn(self._watcher.run())
         # What happened on chain while we were away, beside what the event feed will say.
         self._spawn(self._watcher.look())
         self._serving.set()
         return tuple(live.info() for live in self._channels.values() if live.is_open)
 
+    async def _restore_settled(self) -> None:
+        """Watch on over archived channels whose settlement a reorg could still undo; their user does not see them."""
+        after: bytes | None = None
+        while page := await self.store.scan(Table.CURSORS, SETTLED_PREFIX, after=after):
+            for key, mark in page:
+                if len(key) != len(SETTLED_PREFIX) + ChannelID.SIZE:
+                    continue
+                channel_id, since = read_settled_mark(key, mark)
+                value = await self.store.get(Table.ARCHIVE, bytes(channel_id))
+                if value is None:
+                    raise StoreBroken(f"the archive lacks channel {channel_id.hex()}, which is watched")
+                record = self._codec.decode(bytes(channel_id), value)
+                live = self._live(Channel(await self._terms(record), record), await self._view(record))
+                self._publish(record.params, record.current, live)
+                self._watcher.settle(channel_id, self._funding_id(record), since=since)
+                live.start(live.machine.resume)
+            after = page[-1][0]
+
+    def _funding_id(self, record: ChannelRecord) -> Bytes32:
+        return self.parts.profile.funding_id(record.channel_id, record.params.parts[record.own_index])
+
+    async def _compare_with_rescue(self, records: list[ChannelRecord]) -> None:
+        """A rescue file that knows more than the store proves that the store is an old copy. Raises: StoreError."""
+        rescue = self.parts.rescue
+        if rescue is None:
+            return
+        closed: list[bytes] = []
+        if rescue.lacks(records):
+            after: bytes | None = None
+            while page := await self.store.scan(Table.ARCHIVE, after=after):
+                closed += [key for key, _ in page]
+                after = page[-1][0]
+        if proof := rescue.ahead_of(records, closed):
+            await self.store.distrust(Doubt.REPORTED, proof)
+
     async def _highest_sequence(self) -> int:
+        stored = await self.store.get(Table.META, SEQUENCE)
+        if stored is not None:
+            return int.from_bytes(stored, "big")
+        # A store of a version that did not keep the number; the next opening of a channel writes it.
         highest, after = 0, None
         while page := await self.store.scan(Table.USED, after=after):
             highest = max(highest, *(int.from_bytes(value, "big") for _, value in page))
@@ -253,6 +339,8 @@ class Session:
             token_of=lambda holder: tokens.get(holder),
             receiver=parts.on_chain,
             authorise=self._authorise,
+            funder=parts.funder,
+            funding_url=parts.funding_url,
         )
         live = LiveChannel(
             machine,
@@ -260,18 +348,56 @@ class Session:
             outside=self,
             requests=self._requests,
             steps=steps,
-            publish=lambda effect: self._watcher.publish(record.params, effect.tx, live.post),
+            publish=lambda effect: self._publish(record.params, effect.tx, live),
             clock=parts.clock,
             response_timeout=parts.response_timeout.seconds,
             policy=parts.policy,
+            recovery=self._recovery,
+            chance=lambda: int.from_bytes(parts.random_bytes(4), "big") / 2**32,
             on_archived=self._on_archived,
         )
-        self._channels[record.channel_id] = live
+        hidden = record.reopened or record.phase is Phase.WITHDRAWN
+        (self._closed_channels if hidden else self._channels)[record.channel_id] = live
         return live
 
+    def _on_settled_for_good(self, channel_id: ChannelID) -> None:
+        live = self._closed_channels.pop(channel_id, None)
+        if live is not None:
+            self._spawn(live.stop())
+
     def _on_archived(self, live: LiveChannel) -> None:
+        record = live.snapshot
+        if self._watcher.is_settled(record.channel_id):
+            return
         log.info("%s: closed and archived", live.name)
-        self._watcher.forget(live.snapshot.channel_id)
+        if record.concluded_version is None:
+            self._watcher.forget(record.channel_id)
+        else:
+            self._watcher.settle(record.channel_id, self._funding_id(record), since=self._watcher.height)
+        if self.parts.guard is not None:
+            self.parts.guard.release(live.snapshot.channel_id)
+
+    def _publish(self, params: Params, tx: Transaction, live: LiveChannel) -> None:
+        """Everybody who watches for us learns the newest signed transaction, which is durable."""
+        self._watcher.publish(params, tx, lambda event: self._on_registered(live, event), on_undone=live.post)
+        if self.parts.guard is not None and tx.fully_signed:
+            self.parts.guard.watch(params, tx)
+
+    def _on_registered(self, live: LiveChannel, event: ChainRegistered) -> None:
+        if not live.is_withdrawn and live.machine.is_behind(event.dispute):
+            self._recovery.report(
+                f"version {event.dispute.version} of channel {live.channel_id.hex()} is registered on chain, "
+                f"our storage has version {live.machine.state.version}"
+            )
+        live.post(event)
+
+    def _ledger(self) -> WatchedLedger:
+        parts = self.parts
+        if parts.funder is None and parts.guard is None:
+            return parts.chain
+        return SharedRefuting(
+            parts.chain, parts.funder, parts.guard, own=lambda params: params.parts.index(parts.off_chain)
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -285,7 +411,12 @@ class Session:
         self._proposal_feed.end()
         for live in self._channels.values():
             live.feed.end()
-        runners: tuple[LiveOpening | LiveChannel, ...] = (*self._openings.values(), *self._channels.values())
+        await self._fundwatch.end()
+        runners: tuple[LiveOpening | LiveChannel, ...] = (
+            *self._openings.values(),
+            *self._channels.values(),
+            *self._closed_channels.values(),
+        )
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -317,9 +448,17 @@ class Session:
 
     async def persist(self, effect: Persist) -> None:
         operations = self._codec.operations(
-            effect.record, signing=effect.signing, claim=effect.claim, archive=effect.archive
+            effect.record,
+            signing=effect.signing,
+            claim=effect.claim,
+            archive=effect.archive,
+            head=self._watcher.height,
         )
+        if effect.claim:
+            operations = (*operations, sequence_mark(self._sequence))
         await self.store.commit(operations)
+        if self.parts.rescue is not None:
+            self.parts.rescue.note(effect.record, closed=effect.archive)
 
     async def sign(self, state_hash: Bytes32) -> Sig:
         return await self.parts.keys.sign_message(self.parts.off_chain, state_hash)
@@ -337,9 +476,14 @@ class Session:
             raise PeerUnreachable(f"no address known for {peer.checksum}") from error
 
     async def _authorise(self, channel_id: ChannelID, holder: Address, amount: int) -> Sig:
-        """D-8: our own participant, our own receiver, marked durably before it is signed."""
+        """D-8: our own participant, our own receiver, marked durably before it is signed.
+
+        Also while the store is in doubt: the channel is concluded, which the chain says and no copy of ours can change.
+        """
         parts = self.parts
         key = withdrawal_guard_key(channel_id, holder, amount)
+        if not self.store.status().may_sign(key):
+            await self.store.trust(withdrawal_guard_prefix(channel_id))
         await self.store.commit((PutNew(Table.SIGNED, key, bytes(parts.on_chain)),))
         digest = parts.profile.withdrawal_hash(channel_id, parts.off_chain, parts.on_chain, amount)
         return await parts.keys.sign_message(parts.off_chain, digest)
@@ -351,7 +495,7 @@ class Session:
 
     def _on_connected(self, peer: Address) -> None:
         for live in self._channels.values():
-            if live.peer == peer and live.machine.phase is Phase.UNKNOWN:
+            if live.peer == peer and live.machine.wants_peer:
                 live.post(PeerConnected())
 
     def _deliver(self, peer: Address, message: Message) -> Awaitable[None] | None:
@@ -428,11 +572,37 @@ class Session:
         if state is None:
             return None
         now = self.parts.clock()
-        if now - self._synced.get(state.id, 0.0) < SYNC_INTERVAL:
+        live = self._channels.get(state.id)
+        if live is None:
+            if now - self._unknown_looked_at < SYNC_INTERVAL:
+                return None
+            self._unknown_looked_at = now
+            return self._on_sync_of_unknown(peer, message.current, state)
+        asked = live.peer == peer and live.machine.awaits_sync
+        if not asked and now - self._synced.get(state.id, 0.0) < SYNC_INTERVAL:
             return None
-        if state.id in self._channels:
-            self._synced[state.id] = now
+        self._synced[state.id] = now
         return self._to_channel(peer, state.id, None, PeerSynced(message))
+
+    async def _on_sync_of_unknown(self, peer: Address, shown: Transaction, state: State) -> None:
+        """Our signature on a state of a channel that our storage never heard of: it lost the channel (Y-6)."""
+        if await self.store.get(Table.USED, bytes(state.id)) is not None:
+            return
+        digest = self.parts.profile.state_hash(state)
+        for sig in shown.sigs:
+            if sig is None:
+                continue
+            try:
+                self.parts.profile.verify(digest, sig, self.parts.off_chain)
+            except RuleViolated:
+                continue
+            alias = await self._alias(peer)
+            self._recovery.report(
+                f"{alias} holds version {state.version} of channel {state.id.hex()} with our signature, of which our "
+                "storage has no record; bring it back from a backup or a rescue file",
+                lost=state.id,
+            )
+            return
 
     async def _send_quietly(self, peer: Address, message: Message) -> None:
         try:
@@ -465,6 +635,9 @@ class Session:
             )
         except RuleViolated as error:
             await self._refuse(peer, base.proposal_id, str(error))
+            return
+        if self._recovery.is_on:
+            await self._refuse(peer, base.proposal_id, "no channels are opened at the moment")
             return
         currencies = tuple(parts.currencies.by_holder(asset.holder) for asset in base.init_bals.assets)
         if any(currency is None for currency in currencies):  # O-5
@@ -521,7 +694,14 @@ class Session:
         decision = await decide_in_time(lambda: policy.on_proposal(seen), f"session of {self.parts.off_chain.checksum}")
         match decision.verdict:
             case Verdict.ACCEPT:
-                self._accept(Proposed(proposal, peer, expiry))
+                entry = Proposed(proposal, peer, expiry)
+                try:
+                    self._recovery.check_off()
+                    await self._check_acceptable(entry)
+                except ApiError as error:
+                    log.warning("a proposal of %s that the policy accepts was refused: %s", peer.alias, error)
+                else:
+                    self._accept(entry)
             case Verdict.REJECT:
                 await self._refuse(peer.address, proposal.base.proposal_id, decision.reason)
             case Verdict.ASK:
@@ -592,6 +772,7 @@ class Session:
         assert state is not None
         currencies = tuple(self.parts.currencies.shown(asset.holder) for asset in state.allocation.assets)
         live = self._live(machine, ChannelView(alias, record.own_index, currencies))
+        self._recovery.opened(record.channel_id)
         self._requests.hand_over(opening.request, live)
         live.start(machine.start_funding)
 
@@ -660,6 +841,7 @@ class Session:
 
     async def open_channel(self, balances: BalInfo, challenge_duration: int) -> PayChInfo:
         self._check_open()
+        self._recovery.check_off()
         peer, currencies, rows = await self._terms_of(balances, challenge_duration)
         parts = self.parts
         allocation = Allocation(tuple(Asset(currency.holder) for currency in currencies), rows)
@@ -685,7 +867,8 @@ class Session:
             name = "challengeDurSecs" if error.rule == "O-3" else "openingBalInfo"
             value = str(challenge_duration) if error.rule == "O-3" else ""
             raise InvalidArgument(name, value, error.problem) from error
-        await self._check_affordable(currencies, tuple(row[0] for row in rows))
+        if parts.funder is None:  # otherwise another account pays
+            await self._check_affordable(currencies, tuple(row[0] for row in rows))
         self._check_open()
         machine = Opening(self._opening_terms(peer), proposal, base.nonce_share, own_index=0)
         live, future = self._start_opening(machine, peer)
@@ -758,6 +941,32 @@ class Session:
         except PortError as error:
             raise self._chain_error(error).within("proposing channel") from error
 
+    async def _check_acceptable(self, entry: Proposed) -> None:
+        """Our account can pay the gas of the channel's whole life beside our deposits; else the proposer is refused.
+
+        What we then deposit can be brought back in any case. Deposits that are lacking by themselves are no reason:
+        nothing of ours is at stake then, and it is the proposer's business to be told who did not fund (API.md 2.1.5).
+        """
+        parts = self.parts
+        if parts.funder is not None:  # another account pays
+            return
+        base = entry.proposal.base
+        currencies = tuple(parts.currencies.shown(asset.holder) for asset in base.init_bals.assets)
+        own = tuple(row[1] for row in base.init_bals.balances)
+        try:
+            gas = await parts.chain.quote_open(
+                tuple((currency.token, amount) for currency, amount in zip(currencies, own, strict=True))
+            )
+            short = await self._shortfall(currencies, own, gas)
+            if not short:
+                return
+            if await self._shortfall(currencies, own, 0) and not await self._shortfall((), (), gas):
+                return
+            raise InsufficientFunds(f"the on-chain account lacks {short} for deposit and gas")
+        except PortError as error:
+            await self._refuse(entry.peer.address, base.proposal_id, "the channel could not be funded")
+            raise self._chain_error(error).within("accepting a channel proposal") from error
+
     async def _shortfall(self, currencies: tuple[Currency, ...], own: tuple[int, ...], gas: int) -> str:
         """What is missing, as text; empty when the account has enough of everything."""
         needed: dict[Address | None, int] = {None: gas}
@@ -805,6 +1014,9 @@ class Session:
         if now > entry.expiry:
             raise UserResponseTimedOut(entry.expiry, now)
         if accept:
+            self._recovery.check_off()
+            await self._check_acceptable(entry)
+            self._check_open()
             return await self._opened(self._accept(entry))
         try:
             await self.send(entry.peer.address, ProposalRej(entry.proposal.base.proposal_id, REJECTED_BY_USER))
@@ -839,6 +1051,10 @@ class Session:
         listed = tuple(live.info() for live in unfinished if live.is_open)
         await self._end()
         return listed
+
+    def fundwatch(self) -> FundWatch:
+        self._check_open()
+        return self._fundwatch
 
     async def _refuse_pending(self) -> None:
         """Peers that wait for our user are told that there will be no answer."""
@@ -899,4 +1115,7 @@ class ClosedSession:
         self._refuse()
 
     async def close(self, *, force: bool) -> NoReturn:
+        self._refuse()
+
+    def fundwatch(self) -> NoReturn:
         self._refuse()

@@ -11,6 +11,7 @@ import click
 from ..ports.app import App
 from ..ports.chain import Chain
 from ..ports.comm import Comm
+from ..ports.fundwatch import Funder, RemoteWatcher
 from ..ports.idprovider import IDProvider
 from ..ports.keymgr import KeyManager
 from ..ports.policy import Policy
@@ -52,6 +53,18 @@ def perun_register_comm() -> Backend[Comm]:
 @hookspec
 def perun_register_policy() -> Backend[Policy]:
     """A policy; opened with `ports.policy.PolicyContext`, once per session that names it."""
+    raise NotImplementedError
+
+
+@hookspec
+def perun_register_funder() -> Backend[Funder]:
+    """A remote funder; opened with `ports.fundwatch.FunderContext`, once per session whose `fundingtype` names it."""
+    raise NotImplementedError
+
+
+@hookspec
+def perun_register_watcher() -> Backend[RemoteWatcher]:
+    """A remote watcher; opened with `ports.fundwatch.WatchContext`, once per session whose `watchertype` names it."""
     raise NotImplementedError
 
 

@@ -24,6 +24,7 @@ from ..errors import PluginError
 from ..ports.app import App
 from ..ports.chain import Chain
 from ..ports.comm import Comm
+from ..ports.fundwatch import Funder, RemoteWatcher
 from ..ports.idprovider import IDProvider
 from ..ports.keymgr import KeyManager
 from ..ports.policy import Policy
@@ -52,6 +53,8 @@ class Kind(StrEnum):
     CHAIN = "chain"
     COMM = "comm"
     POLICY = "policy"
+    FUNDER = "funder"
+    WATCHER = "watcher"
     API = "api"
     APP = "app"
 
@@ -145,6 +148,14 @@ class PluginHost:
     def policy(self, name: str) -> Backend[Policy]:
         """The policy `name`."""
         return cast("Backend[Policy]", self._backend(Kind.POLICY, name))
+
+    def funder(self, name: str) -> Backend[Funder]:
+        """The remote funder `name`."""
+        return cast("Backend[Funder]", self._backend(Kind.FUNDER, name))
+
+    def watcher(self, name: str) -> Backend[RemoteWatcher]:
+        """The remote watcher `name`."""
+        return cast("Backend[RemoteWatcher]", self._backend(Kind.WATCHER, name))
 
     def apis(self) -> tuple[Frontend, ...]:
         """All API servers of enabled plugins, ordered by name."""

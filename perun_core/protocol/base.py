@@ -9,7 +9,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..channel import Balances, Phase, State, Transaction
+from ..channel import Balances, Dispute, Phase, State, Transaction
 from ..errors import ApiError, FailedPrecondition, PeerRequestTimedOut
 from ..ports.app import App
 from ..profile import Profile
@@ -39,6 +39,8 @@ class ChannelTerms(Struct, frozen=True):
     heal_delay: float = 1.0
     """First pause before asking again about an update of unknown outcome; doubles up to `heal_limit`."""
     heal_limit: float = 60.0
+    sync_delay: float = 15.0
+    """How long a peer is left alone before it is asked for its newest state: its own time-outs are over (7.4.1)."""
     settle_delay: float = 1.0
     """First pause before a failed settlement step is repeated; doubles up to `settle_limit`."""
     settle_limit: float = 60.0
@@ -62,7 +64,18 @@ class ChannelBase:
         self._own_sig: Sig | None = None
         self._heal_pause = terms.heal_delay
         self._settle_pause = terms.settle_delay
-        self._told_closed = False
+        self._told_closed = record.reopened
+        self._stored: Dispute | None = None
+        self._recovering: str | None = None
+        self._reconciled = False
+        self._confirmed = True
+        self._sync_asked = False
+        self._answered: tuple[Transaction, Transaction] | None = None
+        self._sync_pause = terms.sync_delay
+        self._told_outdated: Bytes32 | None = None
+        self._adopted: State | None = None
+        self._builds_on_adopted = False
+        self._progress_request: int | None = None
         self._hashes: deque[tuple[State, Bytes32]] = deque(maxlen=KNOWN_HASHES)
 
     # ---- reads ----------------------------------------------------------------------------------------------------
@@ -132,7 +145,8 @@ class ChannelBase:
     def _known_states(self) -> tuple[State, ...]:
         """Every state of this channel we could be held to."""
         staged = () if self.record.staged is None else (self.record.staged.state,)
-        return (self.state, *staged, *self.record.candidate_states)
+        forced = () if self.record.forced is None else (self.record.forced.old, self.record.forced.new)
+        return (self.state, *staged, *self.record.candidate_states, *forced)
 
     # ---- answering ------------------------------------------------------------------------------------------------
 

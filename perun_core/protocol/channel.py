@@ -15,9 +15,12 @@ from .effects import Effects, FundChannel, Persist, Publish, SetTimer, SubmitTx,
 from .events import (
     ChainConcluded,
     ChainFailed,
+    ChainFound,
     ChainFunded,
     ChainMatured,
     ChainRegistered,
+    ChainStands,
+    ChainUndone,
     ChainWithdrawn,
     Event,
     PeerAccepted,
@@ -27,14 +30,17 @@ from .events import (
     PeerReached,
     PeerRejected,
     PeerSynced,
+    RecoveryBegan,
+    RecoveryEnded,
     Signed,
     TimerFired,
     UserAccepted,
     UserClosed,
     UserPaid,
+    UserProgressed,
     UserRejected,
 )
-from .settling import Settling
+from .syncing import BEFORE_THE_CHAIN, Syncing
 
 P = Phase
 
@@ -43,7 +49,19 @@ def _to(*phases: Phase) -> frozenset[Phase]:
     return frozenset(phases)
 
 
-_ANYWHERE: Final = {PeerConnected, PeerSynced, PeerAway, PeerReached, PeerAccepted, PeerRejected, PeerProposed}
+_ANYWHERE: Final = {
+    PeerConnected,
+    PeerSynced,
+    PeerAway,
+    PeerReached,
+    PeerAccepted,
+    PeerRejected,
+    PeerProposed,
+    UserProgressed,
+    ChainUndone,
+    RecoveryBegan,
+    RecoveryEnded,
+}
 
 _SETTLING_ROW: Final[Mapping[type[Event], frozenset[Phase]]] = {
     UserPaid: _to(),
@@ -56,7 +74,18 @@ _SETTLING_ROW: Final[Mapping[type[Event], frozenset[Phase]]] = {
 }
 
 NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
+    P.OPENING: {
+        PeerSynced: _to(P.FUNDING, P.ACTING, P.FINAL),
+        RecoveryEnded: _to(P.WITHDRAWN),
+        ChainRegistered: _to(P.REGISTERED, P.WITHDRAWING),
+        ChainConcluded: _to(P.WITHDRAWING),
+        UserPaid: _to(),
+        UserClosed: _to(),
+        UserAccepted: _to(),
+        TimerFired: _to(),
+    },
     P.FUNDING: {
+        PeerSynced: _to(P.ACTING, P.FINAL),
         ChainFunded: _to(P.ACTING, P.DECIDING),
         ChainFailed: _to(P.REGISTERING, P.WITHDRAWN),
         ChainRegistered: _to(P.REGISTERED, P.WITHDRAWING),
@@ -69,7 +98,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
     },
     P.ACTING: {
         UserPaid: _to(),
-        UserClosed: _to(),
+        UserClosed: _to(P.REGISTERING),
         UserAccepted: _to(),
         UserRejected: _to(),
         PeerReached: _to(P.SIGNING, P.REGISTERING),
@@ -81,6 +110,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         TimerFired: _to(),
     },
     P.SIGNING: {
+        RecoveryBegan: _to(P.UNKNOWN),
         Signed: _to(),
         UserPaid: _to(),
         UserClosed: _to(),
@@ -96,6 +126,8 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         ChainConcluded: _to(P.WITHDRAWING),
     },
     P.DECIDING: {
+        RecoveryBegan: _to(P.ACTING),
+        PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
         UserAccepted: _to(P.ACCEPTING),
         UserRejected: _to(P.ACTING),
         UserPaid: _to(),
@@ -107,8 +139,9 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
     },
     P.ACCEPTING: {
         Signed: _to(P.ACTING, P.FINAL),
+        PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
         UserPaid: _to(),
-        UserClosed: _to(),
+        UserClosed: _to(P.REGISTERING),
         UserAccepted: _to(),
         UserRejected: _to(),
         TimerFired: _to(),
@@ -137,33 +170,50 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         **_SETTLING_ROW,
         Signed: _to(),
         ChainRegistered: _to(P.REGISTERED, P.WITHDRAWING),
+        ChainStands: _to(P.REGISTERED),
+        PeerSynced: _to(P.FINAL),
     },
     P.REGISTERED: {
         **_SETTLING_ROW,
         Signed: _to(),
+        PeerSynced: _to(P.FINAL, P.REGISTERING),
+        UserProgressed: _to(P.PROGRESSING),
         ChainRegistered: _to(P.REGISTERING, P.WITHDRAWING),
-        ChainMatured: _to(P.CONCLUDING, P.WITHDRAWING),
+        ChainMatured: _to(P.REGISTERING, P.CONCLUDING, P.WITHDRAWING),
+        ChainFound: _to(),
+        ChainUndone: _to(P.REGISTERING),
+    },
+    P.PROGRESSING: {
+        **_SETTLING_ROW,
+        Signed: _to(),
+        TimerFired: _to(P.REGISTERED),
+        ChainRegistered: _to(P.REGISTERED, P.WITHDRAWING),
+        ChainStands: _to(P.REGISTERED),
+        ChainUndone: _to(P.REGISTERING, P.REGISTERED),
     },
     P.CONCLUDING: {
         **_SETTLING_ROW,
         ChainRegistered: _to(P.WITHDRAWING),
+        ChainUndone: _to(P.REGISTERING, P.REGISTERED),
         TimerFired: _to(P.REGISTERED),
     },
     P.WITHDRAWING: {
         **_SETTLING_ROW,
         ChainRegistered: _to(),
+        ChainUndone: _to(P.FINAL, P.REGISTERING, P.REGISTERED),
         ChainWithdrawn: _to(P.WITHDRAWN),
     },
     P.WITHDRAWN: {
         **_SETTLING_ROW,
         ChainRegistered: _to(),
+        ChainUndone: _to(P.FINAL, P.REGISTERING, P.REGISTERED, P.WITHDRAWING),
         ChainConcluded: _to(),
     },
 }
 """Phase → event → phases it may lead to; staying in the phase is always allowed."""
 
 
-class Channel(Settling):
+class Channel(Syncing):
     """The machine. Created from a record in phase funding, or from a stored one and then resumed."""
 
     def handle(self, event: Event) -> Effects:
@@ -176,7 +226,10 @@ class Channel(Settling):
         kind = type(event)
         if kind not in row and kind not in _ANYWHERE:
             raise RuleViolated("phase", f"{kind.__name__} has no place in phase {before}")
-        effects = self._dispatch(event)
+        handled = self._in_recovery(event) if self.is_recovering else None
+        effects = self._dispatch(event) if handled is None else handled
+        if self.phase not in BEFORE_THE_CHAIN:
+            effects = (*effects, *self._told_reconciled())
         if self.phase is not before and self.phase not in row.get(kind, frozenset()):
             raise AssertionError(f"{kind.__name__} led from {before} to {self.phase}, which the table does not allow")
         return effects
@@ -209,10 +262,18 @@ class Channel(Settling):
                 return self._on_peer_reached()
             case PeerConnected():
                 return self._on_peer_connected()
+            case RecoveryBegan():
+                return self._on_recovery_began(event)
+            case RecoveryEnded():
+                return self._on_recovery_ended()
             case PeerAway():
                 return self._on_peer_away(event)
+            case Signed(sig) if self.phase is Phase.PROGRESSING:
+                return self._on_progress_signed(sig)
             case Signed(sig):
                 return self._on_signed(sig) if self.record.staged is not None else ()
+            case UserProgressed():
+                return self._on_user_progressed(event)
             case TimerFired(timer):
                 return self._on_timer(timer)
             case ChainFunded():
@@ -221,6 +282,12 @@ class Channel(Settling):
                 return self._on_chain_registered(event)
             case ChainMatured():
                 return self._on_chain_matured(event)
+            case ChainStands():
+                return self._on_chain_stands(event)
+            case ChainFound():
+                return self._on_chain_found(event)
+            case ChainUndone():
+                return self._on_chain_undone(event)
             case ChainConcluded():
                 return self._on_chain_concluded(event)
             case ChainWithdrawn():
@@ -238,11 +305,17 @@ class Channel(Settling):
                 return self._on_expiry()
             case Timer.SETTLE, _:
                 return self._on_settle_timeout()
+            case Timer.SYNC, _:
+                return self._on_sync_time()
             case _:
                 return ()  # a timer that fired while its reason went away
 
     def resume(self) -> Effects:
         """Go on after a restart, from whatever phase was stored last."""
+        if self.is_recovering:
+            effects = self._resume_recovering()
+            if effects is not None:
+                return effects
         record = self.record
         publish: Effects = (Publish(record.current),)
         match self.phase:
@@ -258,16 +331,17 @@ class Channel(Settling):
                 self._move(Phase.UNKNOWN)
                 assert record.staged is not None
                 heal = SetTimer(Timer.HEAL, self.terms.heal_delay)
-                return (*publish, self._persist(), self._sign(record.staged.state), heal)
+                return (*publish, *self._persist_and_sign(record.staged.state), heal)
             case Phase.ACCEPTING:
                 assert record.staged is not None
-                return (*publish, self._sign(record.staged.state))
+                return (*publish, *self._persist_and_sign(record.staged.state))
             case Phase.FINAL:
                 return (*publish, *self._settle_final())
             case Phase.WITHDRAWN:
                 return ()
             case Phase.ACTING | Phase.DECIDING:
                 self._move(Phase.ACTING)
+                self._confirmed = False
                 return publish
             case _:
                 return (*publish, *self._on_settle_timeout())

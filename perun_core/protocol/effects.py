@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from ..channel import Params, State, Transaction
+from ..channel import Dispute, Params, State, Transaction
 from ..errors import ApiError
-from ..values import Bytes32
+from ..values import Bytes32, Sig
 from ..wire.messages import Message
 from .records import ChannelRecord, Signing
 
@@ -29,6 +29,8 @@ class Timer(StrEnum):
     """Ask again about an update whose outcome is unknown."""
     SETTLE = "settle"
     """Try a failed settlement step again."""
+    SYNC = "sync"
+    """Compare newest states with the peer."""
 
 
 class Persist(Struct, frozen=True):
@@ -36,7 +38,8 @@ class Persist(Struct, frozen=True):
 
     `signing`: the state we are about to sign; its mark goes into the signing guard in the same batch, which is refused
     when another state of that version was marked under the same candidate number (PROTOCOL.md 6.3, 7.3.5).
-    `claim`: refuse when the channel ID was ever used (O-16). `archive`: move the record to the archive.
+    `claim`: refuse when the channel ID was ever used (O-16). `archive`: move the record to the archive; when it was
+    settled on chain it stays watched for a while, in case a reorg undoes that.
     """
 
     record: ChannelRecord
@@ -88,16 +91,42 @@ class FundChannel(Struct, frozen=True):
 
 
 class RegisterState(Struct, frozen=True):
-    """Register a fully signed transaction; brings `ChainRegistered` or `ChainFailed`."""
+    """Register a fully signed transaction; brings `ChainRegistered`, `ChainStands` or `ChainFailed`.
+
+    `deadline` is the block time by which it has to be there (Unix seconds): the end of the dispute it refutes. None
+    when nothing hurries.
+    """
 
     params: Params
     tx: Transaction
+    deadline: int | None = None
 
 
 class AwaitConcludable(Struct, frozen=True):
     """Wait until block time reaches `at` (Unix seconds), then read the dispute; brings `ChainMatured`."""
 
     at: int
+
+
+class FindRegistered(Struct, frozen=True):
+    """Take the state that `dispute` tells the hash of from the chain itself; brings `ChainFound` or `ChainFailed`."""
+
+    params: Params
+    dispute: Dispute
+
+
+class ProgressState(Struct, frozen=True):
+    """Move the registered state `old` to `new` by the app's rules; brings what `RegisterState` brings.
+
+    `sig` is the signature of participant `actor` on `new`; `deadline` as in `RegisterState`.
+    """
+
+    params: Params
+    old: State
+    new: State
+    actor: int
+    sig: Sig
+    deadline: int
 
 
 class ConcludeState(Struct, frozen=True):
@@ -116,13 +145,22 @@ class ConcludeFinal(Struct, frozen=True):
 
 
 class WithdrawHoldings(Struct, frozen=True):
-    """Withdraw everything we hold in each asset of `state`; brings `ChainWithdrawn` or `ChainFailed`."""
+    """Withdraw everything we hold in each asset of `state`; brings `ChainWithdrawn`, `ChainUndone` or `ChainFailed`."""
 
     params: Params
     state: State
 
 
-ChainStep: TypeAlias = FundChannel | RegisterState | AwaitConcludable | ConcludeState | ConcludeFinal | WithdrawHoldings
+ChainStep: TypeAlias = (
+    FundChannel
+    | RegisterState
+    | AwaitConcludable
+    | FindRegistered
+    | ProgressState
+    | ConcludeState
+    | ConcludeFinal
+    | WithdrawHoldings
+)
 
 
 class SubmitTx(Struct, frozen=True):
@@ -156,7 +194,23 @@ class ChannelClosed(Struct, frozen=True):
     error: ApiError | None = None
 
 
-Notification: TypeAlias = AskUser | QuestionWithdrawn | ChannelClosed
+class StorageBehind(Struct, frozen=True):
+    """The peer holds `version`, fully signed, of which our storage knew nothing: an old copy is in use (Y-6)."""
+
+    version: int
+
+
+class Forked(Struct, frozen=True):
+    """The peer holds another fully signed state of `version`: nothing more is signed, the chain decides (Y-4)."""
+
+    version: int
+
+
+class Reconciled(Struct, frozen=True):
+    """In recovery mode: the peer's newest state is ours, or nothing off-chain can happen any more."""
+
+
+Notification: TypeAlias = AskUser | QuestionWithdrawn | ChannelClosed | StorageBehind | Forked | Reconciled
 
 
 class Notify(Struct, frozen=True):

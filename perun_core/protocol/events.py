@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from ..channel import Dispute
+from ..channel import Dispute, State, Transaction
 from ..errors import ApiError
 from ..values import Sig
 from ..wire.messages import LedgerProposalAcc, ProposalRej, Sync, Update, UpdateAcc, UpdateRej
@@ -54,6 +54,18 @@ class UserRejected(Struct, frozen=True):
     reason: str
 
 
+class UserProgressed(Struct, frozen=True):
+    """Our user moves a disputed channel on to `state` on chain, by the rules of its app (PROTOCOL.md 7.10).
+
+    `dispute` is what the contract stores and `now` the block time, Unix seconds, both read just before.
+    """
+
+    request: int
+    state: State
+    dispute: Dispute
+    now: int
+
+
 class PeerProposed(Struct, frozen=True):
     """An update request arrived from the peer of this channel."""
 
@@ -92,6 +104,17 @@ class PeerAway(Struct, frozen=True):
     problem: str
 
 
+class RecoveryBegan(Struct, frozen=True):
+    """Our storage is or may be an old copy: nothing is signed until the peer's newest state is known."""
+
+    reason: str
+    """As the user is told."""
+
+
+class RecoveryEnded(Struct, frozen=True):
+    """Every channel is reconciled, or the operator takes the responsibility: the channel goes on."""
+
+
 class Signed(Struct, frozen=True):
     """Our signature on the state of a `RequestSignature`."""
 
@@ -116,6 +139,25 @@ class ChainRegistered(Struct, frozen=True):
 
 class ChainMatured(Struct, frozen=True):
     """Block time reached the moment we waited for; `dispute` is what the contract stores now."""
+
+    dispute: Dispute
+
+
+class ChainStands(Struct, frozen=True):
+    """What is registered cannot be replaced by what we wanted to bring any more; it goes on with `dispute`."""
+
+    dispute: Dispute
+
+
+class ChainFound(Struct, frozen=True):
+    """The state `dispute` tells the hash of, as its transaction brought it to the chain, with the signatures it had."""
+
+    dispute: Dispute
+    tx: Transaction
+
+
+class ChainUndone(Struct, frozen=True):
+    """A reorg took back what was achieved on chain for this channel; `dispute` is what the contract stores now."""
 
     dispute: Dispute
 
@@ -154,6 +196,7 @@ Event: TypeAlias = (
     | UserClosed
     | UserAccepted
     | UserRejected
+    | UserProgressed
     | PeerProposed
     | PeerAccepted
     | PeerRejected
@@ -166,9 +209,14 @@ Event: TypeAlias = (
     | ChainFunded
     | ChainRegistered
     | ChainMatured
+    | ChainStands
+    | ChainFound
+    | ChainUndone
     | ChainConcluded
     | ChainWithdrawn
     | ChainFailed
+    | RecoveryBegan
+    | RecoveryEnded
 )
 
 OpeningEvent: TypeAlias = (

@@ -19,6 +19,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from ..channel import State
 from ..errors import RuleViolated
 from ..values import Bytes32
 from .records import ChannelRecord
@@ -45,6 +46,24 @@ def check_second_signature(record: ChannelRecord, digest: Bytes32, *, answering:
             raise RuleViolated("7.3.5", "this update was refused before, while another one of this version is signed")
     elif answering and len(others) > 1:
         raise RuleViolated("7.3.5", "several other updates of this version are signed already")
+
+
+def check_after_recovery(record: ChannelRecord, *, old: State, new: State) -> None:
+    """7.3.5 after a rollback: the first new version must not leave us with less of any asset than the last agreed one.
+
+    Another state of that version may carry a signature of ours that our storage forgot, so the peer may be able to
+    choose between the two. One that is no worse for us than what it can enforce anyway costs nothing; once it is fully
+    signed, whatever was forgotten is outdated and the channel is as any other. Raises: RuleViolated("7.3.5").
+    """
+    if record.recovered is None or new.version != record.recovered + 1:
+        return
+    own = record.own_index
+    if any(row[own] < before[own] for row, before in zip(new.balances, old.balances, strict=True)):
+        raise RuleViolated(
+            "7.3.5",
+            "after a recovery the first update must not lower what this side owns; "
+            "let the peer pay first, agree on an update that changes nothing, or close the channel",
+        )
 
 
 def with_refusal(record: ChannelRecord, digest: Bytes32) -> ChannelRecord:

@@ -17,6 +17,8 @@ from ..ports.store import Delete, Op, Put, PutNew, Table
 from ..profile import Profile
 from ..values import Address, Bytes32, ChannelID, Sig
 
+SEQUENCE: Final = b"sequence"
+"""Key in `Table.META` of what `sequence_mark` writes."""
 FORMAT: Final = 1
 
 
@@ -29,6 +31,15 @@ class Staged(Struct, frozen=True):
     state: State
     ours: bool
     peer_sig: Sig | None = None
+
+
+class Forced(Struct, frozen=True):
+    """A progression on chain that we signed: from the registered state `old` to `new` (PROTOCOL.md 7.10)."""
+
+    old: State
+    new: State
+    deadline: int
+    """Block time by which it has to be mined, Unix seconds."""
 
 
 class ChannelRecord(Struct, frozen=True):
@@ -59,6 +70,12 @@ class ChannelRecord(Struct, frozen=True):
     deposited: bool = False
     """A deposit of ours was, or may have been, sent."""
     concluded_version: int | None = None
+    forced: Forced | None = None
+    """The newest progression we signed; its states may be what is registered."""
+    reopened: bool = False
+    """A reorg undid a settlement that its user knows as done; it is brought about again without telling anybody."""
+    recovered: int | None = None
+    """The version at which recovery mode ended, until a newer one is fully signed (`protocol.promises`)."""
 
 
 class _Stored(Struct, frozen=True, array_like=True):
@@ -78,6 +95,9 @@ class _Stored(Struct, frozen=True, array_like=True):
     primary: bool
     deposited: bool
     concluded_version: int | None
+    forced: tuple[bytes, bytes, int] | None = None
+    reopened: bool = False
+    recovered: int | None = None
 
 
 class Signing(Struct, frozen=True):
@@ -114,6 +134,7 @@ class RecordCodec:
             sigs[1 - record.own_index] = staged.peer_sig
             staged_tx = profile.encode_transaction(Transaction(staged.state, tuple(sigs)))
         unsigned: tuple[Sig | None, ...] = (None,) * count
+        forced = record.forced
         return self._encode(
             _Stored(
                 FORMAT,
@@ -132,6 +153,15 @@ class RecordCodec:
                 record.primary,
                 record.deposited,
                 record.concluded_version,
+                None
+                if forced is None
+                else (
+                    profile.encode_transaction(Transaction(forced.old, unsigned)),
+                    profile.encode_transaction(Transaction(forced.new, unsigned)),
+                    forced.deadline,
+                ),
+                record.reopened,
+                record.recovered,
             )
         )
 
@@ -150,11 +180,11 @@ class RecordCodec:
                 tx = self._profile.decode_transaction(stored.staged, self._apps)
                 assert tx.state is not None
                 staged = Staged(tx.state, stored.staged_ours, tx.sigs[1 - stored.own_index])
-            candidates = []
-            for data in stored.candidates:
-                state = self._profile.decode_transaction(data, self._apps).state
-                assert state is not None
-                candidates.append(state)
+            candidates = [self._decode_state(data) for data in stored.candidates]
+            forced = None
+            if stored.forced is not None:
+                old, new, deadline = stored.forced
+                forced = Forced(self._decode_state(old), self._decode_state(new), deadline)
             return ChannelRecord(
                 channel_id=channel_id,
                 sequence=stored.sequence,
@@ -172,14 +202,31 @@ class RecordCodec:
                 primary=stored.primary,
                 deposited=stored.deposited,
                 concluded_version=stored.concluded_version,
+                forced=forced,
+                reopened=stored.reopened,
+                recovered=stored.recovered,
             )
         except (msgspec.MsgspecError, DecodeError, ValueError) as error:
             raise StoreBroken(f"channel record {key.hex()} is damaged: {error}") from error
 
+    def _decode_state(self, data: bytes) -> State:
+        state = self._profile.decode_transaction(data, self._apps).state
+        assert state is not None
+        return state
+
     def operations(
-        self, record: ChannelRecord, *, signing: Signing | None = None, claim: bool = False, archive: bool = False
+        self,
+        record: ChannelRecord,
+        *,
+        signing: Signing | None = None,
+        claim: bool = False,
+        archive: bool = False,
+        head: int | None = None,
     ) -> tuple[Op, ...]:
-        """One atomic batch that stores `record` and, when asked, marks a state as signed, claims the ID or archives."""
+        """One atomic batch that stores `record` and, when asked, marks a state as signed, claims the ID or archives.
+
+        What is archived after a settlement on chain stays watched from block `head` on, None for the next one seen.
+        """
         key, value = bytes(record.channel_id), self.encode(record)
         ops: list[Op] = []
         if claim:
@@ -192,10 +239,19 @@ class RecordCodec:
             ops.append(Delete(Table.SIGNED, guard_key(record.channel_id, tx.version - 1, 0)))
         if archive:
             ops += [Delete(Table.CHANNELS, key), Put(Table.ARCHIVE, key, value)]
+            if record.concluded_version is not None:
+                ops.append(settled_mark(record.channel_id, head))
             self._params.pop(record.channel_id, None)
         else:
             ops.append(Put(Table.CHANNELS, key, value))
+            if record.reopened:
+                ops += [Delete(Table.ARCHIVE, key), settled_for_good(record.channel_id)]
         return tuple(ops)
+
+
+def sequence_mark(highest: int) -> Put:
+    """The highest channel number that was given out in the session."""
+    return Put(Table.META, SEQUENCE, highest.to_bytes(8, "big"))
 
 
 def guard_key(channel_id: ChannelID, version: int, candidate: int) -> bytes:
@@ -203,6 +259,30 @@ def guard_key(channel_id: ChannelID, version: int, candidate: int) -> bytes:
     return bytes(channel_id) + version.to_bytes(8, "big") + candidate.to_bytes(1, "big")
 
 
+SETTLED_PREFIX: Final = b"settled"
+"""Begins the keys of archived channels that are still watched; they are longer than an adjudicator's address."""
+
+
+def settled_mark(channel_id: ChannelID, block: int | None) -> Put:
+    """An archived channel stays watched, counted from `block` on; None for the next one that is seen."""
+    return Put(Table.CURSORS, SETTLED_PREFIX + bytes(channel_id), b"" if block is None else block.to_bytes(8, "big"))
+
+
+def settled_for_good(channel_id: ChannelID) -> Delete:
+    """An archived channel need not be watched any more, or is none any more."""
+    return Delete(Table.CURSORS, SETTLED_PREFIX + bytes(channel_id))
+
+
+def read_settled_mark(key: bytes, value: bytes) -> tuple[ChannelID, int | None]:
+    """What `settled_mark` wrote."""
+    return ChannelID(key[len(SETTLED_PREFIX) :]), int.from_bytes(value, "big") if value else None
+
+
 def withdrawal_guard_key(channel_id: ChannelID, holder: Address, amount: int) -> bytes:
     """Key of the guard of a withdrawal authorisation; its value is the receiver."""
-    return bytes(channel_id) + b"withdraw" + bytes(holder) + amount.to_bytes(32, "big")
+    return withdrawal_guard_prefix(channel_id) + bytes(holder) + amount.to_bytes(32, "big")
+
+
+def withdrawal_guard_prefix(channel_id: ChannelID) -> bytes:
+    """How the keys of a channel's withdrawal guards begin."""
+    return bytes(channel_id) + b"withdraw"

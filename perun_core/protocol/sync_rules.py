@@ -22,7 +22,7 @@ class SyncDecision(StrEnum):
     IGNORE = "ignore"
     """Y-1, Y-7: damaged, foreign or not fully signed; log it and count it against the peer."""
     KEEP = "keep"
-    """Same state, but not fully signed by the peer's account: nothing to learn, nothing to send."""
+    """Same state, but not fully signed by the peer's account: nothing to learn; answer with ours when we were asked."""
     ANSWER_OURS = "answer_ours"
     """Y-2: the peer is behind; answer with ours when we were asked."""
     RESEND_ACC = "resend_acc"

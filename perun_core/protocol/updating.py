@@ -17,7 +17,7 @@ from ..errors import (
 from ..errors import (
     PeerRejected as PeerRejectedError,
 )
-from ..values import Bytes32, Sig
+from ..values import Sig
 from ..wire.messages import Sync, Update, UpdateAcc, UpdateRej
 from .base import ChannelBase, moved
 from .effects import (
@@ -40,15 +40,13 @@ from .events import (
     PeerAway,
     PeerProposed,
     PeerRejected,
-    PeerSynced,
     UserAccepted,
     UserClosed,
     UserPaid,
     UserRejected,
 )
-from .promises import check_second_signature, with_refusal
+from .promises import check_after_recovery, check_second_signature, with_refusal
 from .records import Staged
-from .sync_rules import SyncDecision, decide
 
 CONCURRENT = "concurrent update"
 UNANSWERED = "not answered in time"
@@ -64,6 +62,14 @@ class Updating(ChannelBase):
 
     def _settle_final(self) -> Effects:
         raise AssertionError("the settling half implements this")
+
+    def _compare_soon(self) -> SetTimer:
+        raise AssertionError("the comparing half implements this")
+
+    def _ask_sync(self) -> Effects:
+        """Show our newest transaction, so that the peer shows its own; its next one is the answer (7.4.1)."""
+        self._sync_asked = True
+        return (Send(Sync(int(WIRE[self.phase]), self.record.current)),)
 
     # ---- our user proposes ----------------------------------------------------------------------------------------
 
@@ -134,6 +140,7 @@ class Updating(ChannelBase):
         check_update(
             record.params, record.channel_id, self.terms.app, old=self.state, new=state, actor=actor, sender=sender
         )
+        check_after_recovery(record, old=self.state, new=state)
 
     def _on_peer_reached(self) -> Effects:
         intent, self._intent = self._intent, None
@@ -193,7 +200,9 @@ class Updating(ChannelBase):
             candidates=(),
             candidate_states=(),
             refused=(),
+            recovered=None,
         )
+        self._confirmed = True
         self._own_sig = None
         self._expired = None
         self._heal_pause = self.terms.heal_delay
@@ -271,8 +280,13 @@ class Updating(ChannelBase):
         assert staged is not None
         timer = SetTimer(Timer.HEAL, self._heal_pause)
         if self._own_sig is None:
-            return self._sign(staged.state), timer
-        return Send(Update(staged.state, self.record.own_index, self._own_sig)), timer
+            return *self._persist_and_sign(staged.state), timer
+        return *self._repeat_update(), timer
+
+    def _repeat_update(self) -> Effects:
+        staged = self.record.staged
+        assert staged is not None and self._own_sig is not None
+        return (Send(Update(staged.state, self.record.own_index, self._own_sig)),)
 
     def _on_heal_timeout(self) -> Effects:
         error = self._timed_out()
@@ -286,12 +300,11 @@ class Updating(ChannelBase):
         if closing or (staged.state.is_final and self._closers):
             return (*failed, *self._dispute())
         self._heal_pause = min(2 * self._heal_pause, self.terms.heal_limit)
+        if self._heal_pause > self.terms.sync_delay and not self._sync_asked:
+            # A peer that took the update and lost its answer may drop the repetition, but it shows what it holds.
+            return (*failed, *self._ask_sync(), SetTimer(Timer.HEAL, self._heal_pause))
+        self._sync_asked = False
         return (*failed, *self._ask_again())
-
-    def _on_peer_connected(self) -> Effects:
-        if self.phase is Phase.UNKNOWN:
-            return self._ask_again()
-        return ()
 
     # ---- the peer proposes ----------------------------------------------------------------------------------------
 
@@ -307,7 +320,12 @@ class Updating(ChannelBase):
                 own = self.record.current.sigs[self.record.own_index]
                 assert own is not None
                 return (Send(UpdateAcc(self.record.channel_id, version, own)),)
-            return self._reject(version, "outdated version")
+            return (*self._reject(version, "outdated version"), *self._show_newest(update.state))
+        if version > current.version + 1 and self.phase is Phase.ACTING:
+            # The peer builds on a state that we do not hold fully signed (7.4.3, Y-5). It is not refused: that would be
+            # a promise of index 0 for a version that is not the next one yet. It asks again; we compare meanwhile.
+            self._confirmed = False
+            return (self._compare_soon(),)
         match self.phase:
             case Phase.FUNDING:
                 self._early_update = update
@@ -325,6 +343,14 @@ class Updating(ChannelBase):
                 return ()
             case _:
                 return self._reject(version, SETTLING)
+
+    def _show_newest(self, outdated: State) -> Effects:
+        """A peer that proposes what is long decided misses something; it is shown once per proposal (7.3.4)."""
+        digest = self._hash(outdated)
+        if digest == self._told_outdated or self.phase not in (Phase.ACTING, Phase.DECIDING, Phase.UNKNOWN):
+            return ()
+        self._told_outdated = digest
+        return self._ask_sync()
 
     def _on_crossing(self, update: Update) -> Effects:
         """The peer proposes while our own proposal for that version is open (PROTOCOL.md 7.3.3)."""
@@ -351,6 +377,7 @@ class Updating(ChannelBase):
             return self._refuse(state, str(error))
         if digest == self._expired:
             return self._refuse(state, UNANSWERED)
+        self._confirmed = True
         self._question = update
         self._move(Phase.DECIDING)
         pause = self.terms.decision_timeout
@@ -405,28 +432,3 @@ class Updating(ChannelBase):
         self._move(Phase.ACTING)
         told = self._refuse(state, reason) if tell_peer else ()
         return CancelTimer(Timer.EXPIRY), *told, Notify(QuestionWithdrawn(state.version))
-
-    # ---- syncing --------------------------------------------------------------------------------------------------
-
-    def _on_peer_synced(self, event: PeerSynced) -> Effects:
-        """The peer shows its newest transaction: adopt what we signed and it completed, else show ours."""
-        received = event.sync.current
-        marks: tuple[Bytes32, ...] = tuple(self._hash(state) for state in self._known_states())
-        decision = decide(
-            self.record.params,
-            self.record.channel_id,
-            own=self.record.current,
-            received=received,
-            signed=marks,
-            profile=self.terms.profile,
-        )
-        if decision is SyncDecision.ADOPT and self.phase in (Phase.ACTING, Phase.SIGNING, Phase.UNKNOWN):
-            assert received.state is not None
-            own, peer = received.sigs[self.record.own_index], received.sigs[self.peer_index]
-            assert own is not None and peer is not None
-            return self._enable(received.state, own, peer)
-        if decision is SyncDecision.IGNORE:
-            return ()
-        if decision is SyncDecision.FORK and self.phase in (Phase.ACTING, Phase.SIGNING, Phase.UNKNOWN):
-            return self._dispute()  # Y-4: nothing more is signed; the chain decides
-        return (Send(Sync(int(WIRE[self.phase]), self.record.current)),)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 from coincurve import PrivateKey
 
-from ..apps.registry import NO_APPS
+from ..apps.registry import NO_APPS, AppRegistry
 from ..channel import Allocation, Asset, Balances, Params, Phase, State, Transaction
-from ..errors import ApiError, StoreConflict, StoreError
+from ..errors import ApiError, StoreConflict, StoreError, StoreFenced
+from ..ports.app import App
 from ..ports.store import Delete, Op, Put, PutNew, Table
 from ..profile.gp090 import PROFILE, digest
 from ..protocol.base import ChannelTerms
@@ -30,10 +31,12 @@ from ..protocol.effects import (
     Notify,
     Persist,
     Publish,
+    Reconciled,
     Reply,
     RequestSignature,
     Send,
     SetTimer,
+    StorageBehind,
     SubmitTx,
     Timer,
 )
@@ -45,6 +48,7 @@ from ..protocol.events import (
     PeerReached,
     PeerRejected,
     PeerSynced,
+    RecoveryEnded,
     Signed,
     TimerFired,
     UserAccepted,
@@ -76,11 +80,13 @@ def sign_with(key: bytes, state_hash: Bytes32) -> Sig:
 ADDRESSES = (address_of(KEYS[0]), address_of(KEYS[1]))
 
 
-def opened_channel(balances: Balances = ((100, 200),), *, nonce: int = 1) -> tuple[Params, Transaction]:
+def opened_channel(
+    balances: Balances = ((100, 200),), *, nonce: int = 1, app: Address | None = None
+) -> tuple[Params, Transaction]:
     """Parameters and fully signed version 0 of a channel between the two sides."""
-    params = Params(60, ADDRESSES, None, nonce, True, False)
+    params = Params(60, ADDRESSES, app, nonce, True, False)
     assets = tuple(Asset(Address(bytes([0xA0 + i] * 20))) for i in range(len(balances)))
-    state = State(PROFILE.channel_id(params), 0, Allocation(assets, balances))
+    state = State(PROFILE.channel_id(params), 0, Allocation(assets, balances), app=app)
     state_hash = PROFILE.state_hash(state)
     return params, Transaction(state, tuple(sign_with(key, state_hash) for key in KEYS))
 
@@ -91,10 +97,14 @@ class Disk:
     def __init__(self) -> None:
         self.tables: dict[Table, dict[bytes, bytes]] = {table: {} for table in Table}
         self.batches = 0
+        self.doubt = ""
+        """Why it may be an old copy; then no new mark of the signing guard is taken, as a store does."""
 
     def commit(self, batch: Sequence[Op]) -> None:
-        """All or nothing. Raises: StoreConflict."""
+        """All or nothing. Raises: StoreConflict, StoreFenced."""
         for op in batch:
+            if self.doubt and isinstance(op, PutNew) and op.table is Table.SIGNED:
+                raise StoreFenced(self.doubt)
             if isinstance(op, PutNew) and self.tables[op.table].get(op.key, op.value) != op.value:
                 raise StoreConflict(f"{op.table} {op.key.hex()}")
         for op in batch:
@@ -105,18 +115,27 @@ class Disk:
                     self.tables[table].pop(key, None)
         self.batches += 1
 
+    def copy(self) -> Disk:
+        """A backup."""
+        other = Disk()
+        other.tables = {table: dict(rows) for table, rows in self.tables.items()}
+        return other
+
 
 class Side:
     """One participant: machine, disk and key, with an outbox of messages."""
 
-    def __init__(self, index: int, record: ChannelRecord, *, disk: Disk | None = None) -> None:
+    def __init__(
+        self, index: int, record: ChannelRecord, *, disk: Disk | None = None, apps: AppRegistry = NO_APPS
+    ) -> None:
         self.index = index
+        self.apps = apps
         self.key = KEYS[index]
         self.disk = disk or Disk()
-        self.codec = RecordCodec(PROFILE, NO_APPS)
+        self.codec = RecordCodec(PROFILE, apps)
         self.terms = ChannelTerms(
             profile=PROFILE,
-            app=None,
+            app=None if record.params.app is None else apps.get(record.params.app),
             peer_alias="bob" if index == 0 else "alice",
             answer_timeout=15.0,
             decision_timeout=10.0,
@@ -183,8 +202,14 @@ class Side:
                 pass
             case Notify(notification):
                 self.notifications.append(notification)
-                if isinstance(notification, AskUser):
-                    self.questions.append(notification.state)
+                match notification:
+                    case AskUser(state):
+                        self.questions.append(state)
+                    case StorageBehind(version):
+                        self.disk.doubt = f"the peer holds version {version}"
+                    case Reconciled():
+                        self.disk.doubt = ""
+                        return RecoveryEnded()
             case Reply(0) | Fail(0, _):
                 pass  # nobody waits for this one
             case Reply(request):
@@ -221,15 +246,17 @@ class Side:
 
     def restart(self) -> Side:
         """The side after a crash: a new machine from what is on disk, resumed."""
-        fresh = Side(self.index, self.stored(), disk=self.disk)
+        fresh = Side(self.index, self.stored(), disk=self.disk, apps=self.apps)
         fresh.reachable = self.reachable
+        if self.disk.doubt:
+            fresh.machine.recover(self.disk.doubt)
         fresh.perform(fresh.machine.resume)
         return fresh
 
     def receive(self, message: Message) -> None:
         """A message of the peer, as it came through bytes."""
         envelope = Envelope(ADDRESSES[1 - self.index], ADDRESSES[self.index], message)
-        (decoded,) = PROFILE.decoder(NO_APPS, limit=1 << 20).feed(PROFILE.encode(envelope))
+        (decoded,) = PROFILE.decoder(self.apps, limit=1 << 20).feed(PROFILE.encode(envelope))
         match decoded.message:
             case Update() as update:
                 self.handle(PeerProposed(update))
@@ -261,8 +288,16 @@ class Side:
 class Pair:
     """Both sides of one channel."""
 
-    def __init__(self, balances: Balances = ((100, 200),), *, phase: Phase = Phase.ACTING) -> None:
-        self.params, tx = opened_channel(balances)
+    def __init__(
+        self,
+        balances: Balances = ((100, 200),),
+        *,
+        phase: Phase = Phase.ACTING,
+        app: tuple[Address, App] | None = None,
+    ) -> None:
+        """`app`: the contract's address and the rules, for a channel with an app."""
+        self.params, tx = opened_channel(balances, app=None if app is None else app[0])
+        apps = NO_APPS if app is None else AppRegistry(dict((app,)))
         self.total = [sum(row) for row in balances]
         channel_id = ChannelID(PROFILE.channel_id(self.params))
         self.sides = [
@@ -279,6 +314,7 @@ class Pair:
                     phase=phase,
                     current=tx,
                 ),
+                apps=apps,
             )
             for index in (0, 1)
         ]

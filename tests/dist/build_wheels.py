@@ -12,8 +12,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def projects() -> list[Path]:
-    """Folders with a distribution: the core first, then the plugins by name."""
-    return [ROOT, *sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))]
+    """Folders with a distribution: the core first, then plugins and clients by name."""
+    found = (path.parent for kind in ("plugins", "clients") for path in (ROOT / kind).glob("*/pyproject.toml"))
+    return [ROOT, *sorted(found)]
 
 
 def build_wheels(target: Path) -> list[Path]:

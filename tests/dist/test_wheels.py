@@ -19,10 +19,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("run", "generate", "plugins", "version", "devchain", "contracts", "demo")
 PLUGINS = {path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml")}
+CLIENTS = {path.parent.name for path in (ROOT / "clients").glob("*/pyproject.toml")}
 
 
 def contents(wheels: list[Path]) -> dict[str, ZipFile]:
     return {wheel.name.partition("-")[0]: ZipFile(wheel) for wheel in wheels}
+
+
+def folder_of(package: str) -> Path:
+    if package in CLIENTS:
+        return ROOT / "clients" / package
+    return ROOT if package == "perun_core" else ROOT / "plugins" / package.removeprefix("perun_")
 
 
 def metadata(archive: ZipFile) -> Message:
@@ -32,7 +39,8 @@ def metadata(archive: ZipFile) -> Message:
 
 def test_every_distribution_has_a_wheel_for_every_platform(wheels: list[Path]) -> None:
     assert {wheel.name for wheel in wheels} == {
-        f"{name}-0.1.0-py3-none-any.whl" for name in {"perun_core", *(f"perun_{plugin}" for plugin in PLUGINS)}
+        f"{name}-0.1.0-py3-none-any.whl"
+        for name in {"perun_core", *(f"perun_{plugin}" for plugin in PLUGINS), *CLIENTS}
     }
 
 
@@ -47,7 +55,7 @@ def test_a_wheel_holds_one_typed_package_and_nothing_else(wheels: list[Path]) ->
 
 def test_every_python_file_of_a_package_is_in_its_wheel(wheels: list[Path]) -> None:
     for package, archive in contents(wheels).items():
-        folder = ROOT if package == "perun_core" else ROOT / "plugins" / package.removeprefix("perun_")
+        folder = folder_of(package)
         sources = {str(path.relative_to(folder)) for path in (folder / package).rglob("*.py*") if path.suffix != ".pyc"}
         assert sources <= set(archive.namelist())
 
@@ -69,6 +77,13 @@ def test_a_plugin_requires_exactly_this_core_and_announces_itself(wheels: list[P
         assert re.search(rf"\[perun\.plugins\]\s+{plugin} = perun_{plugin}\s", archive.read(points).decode() + "\n")
 
 
+def test_a_client_needs_nothing_of_the_node(wheels: list[Path]) -> None:
+    archives = contents(wheels)
+    for client in CLIENTS:
+        requirements = metadata(archives[client]).get_all("Requires-Dist", [])
+        assert not [line for line in requirements if line.startswith("perun-")]
+
+
 def test_the_extra_all_brings_every_default_plugin(wheels: list[Path]) -> None:
     from perun_core.plugin.manager import DEFAULT_PLUGINS
 
@@ -77,7 +92,7 @@ def test_the_extra_all_brings_every_default_plugin(wheels: list[Path]) -> None:
 
 
 def test_our_packages_come_from_the_wheels(installed_wheels: InstalledWheels, tmp_path: Path) -> None:
-    packages = ["perun_core", *(f"perun_{plugin}" for plugin in sorted(PLUGINS))]
+    packages = ["perun_core", *(f"perun_{plugin}" for plugin in sorted(PLUGINS)), *sorted(CLIENTS)]
     program = "import importlib, sys; [print(importlib.import_module(name).__file__) for name in sys.argv[1:]]"
     result = installed_wheels.run("python", "-c", program, *packages, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.pages import ROOT, examples, reading
 
-PAGES = ("README.md", "docs/tutorial/first-payment.md", "docs/how-to/write-a-plugin.md")
+PAGES = ("README.md", "docs/tutorial/first-payment.md", "docs/how-to/write-a-plugin.md", "docs/how-to/keys.md")
 PORTS = ("8545", "50001")
 
 

@@ -14,6 +14,7 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *ROOT.glob("plugins/*/README.md"),
+        *ROOT.glob("clients/*/README.md"),
         ROOT / "tests/vectors/README.md",
     ]
 )

@@ -69,6 +69,14 @@ def test_every_option_of_every_default_plugin_is_described() -> None:
     assert entries(text, columns=2) == options
 
 
+def test_every_option_of_every_other_key_manager_is_described() -> None:
+    others = ("keymgr_keyring", "keymgr_vault")
+    host = PluginHost.load(others)
+    names = [(plugin, plugin.partition("_")[2]) for plugin in others]
+    options = {(plugin, option) for plugin, name in names for option in host.keymgr(name).config.__struct_fields__}
+    assert entries(section(page("configuration.md"), "### Other key managers"), columns=2) == options
+
+
 def test_every_hook_is_described() -> None:
     hooks = {name for name in vars(hookspecs) if name.startswith("perun_")}
     assert first_cells(section(page("hooks-and-ports.md"), "## Hooks")) == hooks

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from perun_core.channel import Allocation, Asset, Dispute, DisputePhase, Params, State, Transaction
 from perun_core.errors import (
@@ -30,16 +31,21 @@ from perun_core.protocol.effects import (
     ChainStep,
     ConcludeFinal,
     ConcludeState,
+    FindRegistered,
     FundChannel,
+    ProgressState,
     RegisterState,
     WithdrawHoldings,
 )
 from perun_core.protocol.events import (
     ChainConcluded,
     ChainFailed,
+    ChainFound,
     ChainFunded,
     ChainMatured,
     ChainRegistered,
+    ChainStands,
+    ChainUndone,
     ChainWithdrawn,
 )
 from perun_core.testing.chain import MemoryChain
@@ -301,6 +307,79 @@ async def test_steps_whose_goal_is_reached_send_nothing(bed: Bed) -> None:
     assert await bed.step(ConcludeFinal(bed.params, final, secondary=False)) == ChainConcluded(1)
     assert await bed.step(WithdrawHoldings(bed.params, final.state)) == ChainWithdrawn()
     assert bed.chain.calls == calls
+
+
+async def test_a_registration_that_comes_too_late_leaves_the_chain_its_way(bed: Bed) -> None:
+    """The node slept through the challenge: there is nothing to repeat, only to conclude."""
+    await bed.funded()
+    old = await bed.chain.register(bed.params, bed.signed(bed.state))
+    bed.chain.mine(DURATION + 1)
+    newest = bed.signed(bed.state.next(balances=((130, 170), (3, 4))))
+    assert await bed.step(RegisterState(bed.params, newest, old.timeout)) == ChainStands(old)
+    assert await bed.step(FindRegistered(bed.params, old)) == ChainFound(old, bed.signed(bed.state))
+    assert await bed.step(ConcludeState(bed.params, bed.state)) == ChainConcluded(0)
+    assert await bed.step(WithdrawHoldings(bed.params, bed.state)) == ChainWithdrawn()
+    assert bed.chain.balances[(RECEIVER, None)] == 100
+
+
+async def test_a_registration_that_fails_in_time_is_a_failure(bed: Bed) -> None:
+    await bed.funded()
+    await bed.chain.register(bed.params, bed.signed(bed.state))
+    bed.chain.fail("register", NotReachable("away"))
+    assert isinstance(await bed.step(RegisterState(bed.params, bed.signed(bed.state.next()))), ChainFailed)
+
+
+async def test_a_registered_state_that_nobody_tells_is_a_failure_that_says_so(bed: Bed) -> None:
+    dispute = Dispute(True, 0, DURATION, 3, state_hash=Bytes32(b"\x03" * 32))
+    failed = await bed.step(FindRegistered(bed.params, dispute))
+    assert isinstance(failed, ChainFailed) and "no transaction tells" in failed.error.message
+
+
+async def test_a_conclusion_that_a_reorg_took_back_before_the_withdrawal_is_noticed(bed: Bed) -> None:
+    await bed.funded()
+    final = bed.signed(bed.state.next(is_final=True))
+    assert final.state is not None
+    await bed.step(ConcludeFinal(bed.params, final, secondary=False))
+    bed.chain.undo(bed.id, Dispute(registered=False))
+    assert await bed.step(WithdrawHoldings(bed.params, final.state)) == ChainUndone(Dispute(registered=False))
+
+
+class Game(Bed):
+    """A channel with an app, disputed, its refutation time over."""
+
+    async def begun(self) -> ProgressState:
+        self.params = replace(self.params, app=Address(b"\xab" * 20))
+        self.id = ChannelID(PROFILE.channel_id(self.params))
+        self.state = replace(self.state, id=self.id, app=self.params.app)
+        self.chain.mine(1)
+        self.dispute = await self.chain.register(self.params, self.signed(self.state))
+        self.chain.mine(DURATION)
+        return self.move(self.state, self.state.next())
+
+    def move(self, old: State, new: State) -> ProgressState:
+        sig = sign_with(KEYS[0], PROFILE.state_hash(new))
+        return ProgressState(self.params, old, new, 0, sig, self.dispute.concludable_at)
+
+
+async def test_a_move_is_brought_to_the_chain_once(bed: Bed) -> None:
+    game = Game(bed.chain)
+    step = await game.begun()
+    moved = await game.step(step)
+    assert isinstance(moved, ChainRegistered) and moved.dispute.phase is DisputePhase.FORCE_EXEC
+    assert await game.step(step) == moved and game.chain.calls.count("progress") == 1
+    assert isinstance(await game.step(FindRegistered(game.params, moved.dispute)), ChainFound)
+
+
+async def test_a_move_that_the_peer_or_the_time_has_overtaken_is_given_up(bed: Bed) -> None:
+    game = Game(bed.chain)
+    step = await game.begun()
+    faster = replace(game.state.next(), data=b"bob")
+    sig = sign_with(KEYS[1], PROFILE.state_hash(faster))
+    stored = await game.chain.progress(game.params, game.state, faster, 1, sig)
+    assert await game.step(step) == ChainRegistered(stored)
+    late = game.move(faster, faster.next())
+    game.chain.mine(DURATION)
+    assert await game.step(late) == ChainStands(stored)
 
 
 # ---- the end both agreed on ------------------------------------------------------------------------------------------

@@ -137,6 +137,15 @@ async def test_a_node_that_can_start_has_no_problems(place: Place) -> None:
     assert [finding.level for finding in found.node] == [Level.FINE] * 3
 
 
+async def test_a_chain_node_that_is_behind_is_told_of_but_keeps_nothing_from_working(place: Place) -> None:
+    place.chain.stale = "the chain node is synchronizing"
+    found = await place.diagnosed()
+    assert found.problems == 0
+    assert [finding.text for finding in found.node if finding.level is Level.WARNING] == [
+        "the chain node is synchronizing; no channel is opened meanwhile"
+    ]
+
+
 @pytest.mark.parametrize("error", [NotReachable("nobody answers"), WrongChain(1337, 5)], ids=["away", "another chain"])
 async def test_a_chain_that_cannot_be_used_is_a_problem(place: Place, error: Exception) -> None:
     place.missing = error

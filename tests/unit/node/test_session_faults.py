@@ -27,6 +27,7 @@ from perun_core.errors import (
     UnknownInternal,
 )
 from perun_core.node.currencies import CurrencyRegistry
+from perun_core.node.rescue import RescueFile
 from perun_core.node.session import MAX_PENDING_PER_PEER, Session, SessionParts
 from perun_core.ports.api import BalInfo, PayChInfo, PaymentItem
 from perun_core.ports.idprovider import PeerID
@@ -58,6 +59,7 @@ class Home:
         self.keys = InMemoryKeys((KEYS[index],))
         self.chain = bed.chain if index == 0 else bed.chain.seen_by(ACCOUNTS[1], wei=WEALTH)
         self.policy: Policy | None = None
+        self.rescue: RescueFile | None = None
         self.store = MemoryStore(self.rows)
         self.session: Session | None = None
         self.restored: tuple[PayChInfo, ...] = ()
@@ -95,6 +97,7 @@ class Home:
             clock=lambda: self.bed.now,
             random_bytes=self.bed.random.randbytes,
             on_closed=lambda session: None,
+            rescue=self.rescue,
         )
         session = Session(parts)
         await session.listen()

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
-from perun_core.channel import Dispute, DisputePhase, Phase, State, Transaction
-from perun_core.errors import UnknownInternal
+from perun_core.channel import Dispute, DisputePhase, Params, Phase, State, Transaction
+from perun_core.errors import RuleViolated, UnknownInternal
+from perun_core.ports.app import App
 from perun_core.profile.gp090 import PROFILE
 from perun_core.protocol.effects import RequestSignature, Timer
 from perun_core.protocol.events import (
     ChainConcluded,
     ChainFailed,
+    ChainFound,
     ChainFunded,
     ChainMatured,
     ChainRegistered,
+    ChainStands,
+    ChainUndone,
     ChainWithdrawn,
     Event,
     Payment,
@@ -30,16 +34,19 @@ from perun_core.protocol.events import (
     PeerReached,
     PeerRejected,
     PeerSynced,
+    RecoveryBegan,
+    RecoveryEnded,
     Signed,
     TimerFired,
     UserAccepted,
     UserClosed,
     UserPaid,
+    UserProgressed,
     UserRejected,
 )
 from perun_core.protocol.promises import MAX_CANDIDATES
 from perun_core.testing.conversation import KEYS, Pair, Side, sign_with
-from perun_core.values import Bytes32
+from perun_core.values import Address, Bytes32
 from perun_core.wire.messages import Sync, Update, UpdateAcc, UpdateRej
 
 OPENING_REQUEST = 99
@@ -55,6 +62,32 @@ def fully_signed(state: State) -> Transaction:
     return Transaction(state, tuple(sign_with(key, digest) for key in KEYS))
 
 
+APP = Address(b"\xab" * 20)
+
+
+class Moves:
+    """An app whose data grow by one byte with every move of the game; payments beside it leave them as they are."""
+
+    def default_data(self) -> bytes:
+        return b""
+
+    def check_data(self, data: bytes) -> None:
+        return
+
+    def check_init(self, params: Params, state: State) -> None:
+        return
+
+    def check_transition(self, params: Params, old: State, new: State, actor: int) -> None:
+        if new.data[: len(old.data)] != old.data or len(new.data) > len(old.data) + 1:
+            raise RuleViolated("T8", "not a move")
+
+
+def moved(state: State, move: bytes = b"x", *, is_final: bool = False) -> State:
+    """`state` after a move in the game that is worth 10 to the other side."""
+    first, second = state.balances[0]
+    return replace(state.next(balances=((first - 10, second + 10),), is_final=is_final), data=state.data + move)
+
+
 def dispute(side: Side, version: int, *, concluded: bool = False, state: State | None = None) -> Dispute:
     """What the contract stores when `version` is registered; of our state unless told otherwise."""
     registered = side.machine.state if state is None else state
@@ -63,9 +96,16 @@ def dispute(side: Side, version: int, *, concluded: bool = False, state: State |
         timeout=1060,
         challenge_duration=60,
         version=version,
+        has_app=side.machine.record.params.app is not None,
         phase=DisputePhase.CONCLUDED if concluded else DisputePhase.DISPUTE,
         state_hash=PROFILE.state_hash(registered),
     )
+
+
+def in_recovery(side: Side) -> Side:
+    """The same after a restart from a disk that may be an old copy."""
+    side.disk.doubt = "the store is an older copy"
+    return side.restart()
 
 
 # ---- a side in each phase --------------------------------------------------------------------------------------------
@@ -79,6 +119,14 @@ def with_early_update(side: Side) -> Side:
     return side
 
 
+def forgotten_opening() -> Side:
+    """An old copy from before the peer's signature arrived; whether the channel was funded later is forgotten."""
+    side = Pair(phase=Phase.OPENING).alice
+    record = replace(side.machine.record, current=replace(side.machine.record.current, sigs=(None, None)))
+    side.disk.commit(side.codec.operations(record))
+    return in_recovery(side)
+
+
 def funding() -> Side:
     side = Pair(phase=Phase.FUNDING).alice
     side.machine._opening_request = OPENING_REQUEST
@@ -86,9 +134,9 @@ def funding() -> Side:
     return side
 
 
-def acting_pair() -> Pair:
+def acting_pair(app: tuple[Address, App] | None = None) -> Pair:
     """Both agreed on version 1."""
-    pair = Pair()
+    pair = Pair(app=app)
     pair.alice.handle(pay(1, request=11))
     pair.deliver()
     pair.bob.answer(accept=True)
@@ -169,8 +217,8 @@ def final() -> Side:
     return pair.alice
 
 
-def registering() -> Side:
-    pair = acting_pair()
+def registering(app: tuple[Address, App] | None = None) -> Side:
+    pair = acting_pair(app)
     pair.alice.handle(UserClosed(CLOSE_REQUEST))
     pair.deliver()
     pair.bob.answer(accept=False)
@@ -178,9 +226,29 @@ def registering() -> Side:
     return pair.alice
 
 
-def registered() -> Side:
-    side = registering()
+def registered(app: tuple[Address, App] | None = None) -> Side:
+    side = registering(app)
     side.handle(ChainRegistered(dispute(side, 1)))
+    return side
+
+
+def app_registered() -> Side:
+    """A dispute about a channel with an app."""
+    return registered((APP, Moves()))
+
+
+def progressing() -> Side:
+    """Our move is on its way to the chain."""
+    side = app_registered()
+    side.handle(UserProgressed(60, moved(side.machine.state), dispute(side, 1), now=1100))
+    assert side.machine.phase is Phase.PROGRESSING
+    return side
+
+
+def progressing_in_doubt() -> Side:
+    """While our move is on its way the storage turns out to be old."""
+    side = progressing()
+    side.machine.handle(RecoveryBegan("the chain knows more"))
     return side
 
 
@@ -202,29 +270,45 @@ def withdrawn() -> Side:
     return side
 
 
+def final_withdrawing() -> Side:
+    side = final()
+    side.handle(ChainConcluded(2))
+    return side
+
+
+def final_withdrawn() -> Side:
+    side = final_withdrawing()
+    side.handle(ChainWithdrawn())
+    return side
+
+
 STARTS: dict[Phase, tuple[Callable[[], Side], ...]] = {
-    Phase.FUNDING: (funding, lambda: with_early_update(funding())),
+    Phase.OPENING: (forgotten_opening,),
+    Phase.FUNDING: (funding, lambda: with_early_update(funding()), lambda: in_recovery(funding())),
     Phase.ACTING: (
         acting,
         lambda: connecting(pay()),
         lambda: connecting(UserClosed(CLOSE_REQUEST)),
         lambda: exhausted(connecting(UserClosed(CLOSE_REQUEST))),
         lambda: candidate_final(acting()),
+        lambda: in_recovery(acting()),
     ),
     Phase.SIGNING: (signing, lambda: signing(UserClosed(CLOSE_REQUEST))),
     Phase.DECIDING: (deciding, lambda: deciding(final=True)),
-    Phase.ACCEPTING: (accepting, lambda: accepting(final=True)),
+    Phase.ACCEPTING: (accepting, lambda: accepting(final=True), lambda: in_recovery(accepting())),
     Phase.UNKNOWN: (
         unknown,
         lambda: unknown(UserClosed(CLOSE_REQUEST)),
         lambda: unknown(queued=UserClosed(CLOSE_REQUEST)),
+        lambda: in_recovery(unknown()),
     ),
     Phase.FINAL: (final,),
     Phase.REGISTERING: (registering,),
-    Phase.REGISTERED: (registered,),
+    Phase.REGISTERED: (registered, app_registered, lambda: in_recovery(progressing())),
+    Phase.PROGRESSING: (progressing, progressing_in_doubt),
     Phase.CONCLUDING: (concluding,),
-    Phase.WITHDRAWING: (withdrawing,),
-    Phase.WITHDRAWN: (withdrawn,),
+    Phase.WITHDRAWING: (withdrawing, final_withdrawing),
+    Phase.WITHDRAWN: (withdrawn, final_withdrawn),
 }
 
 
@@ -251,11 +335,14 @@ def next_states(side: Side) -> Iterator[State]:
 def events(side: Side) -> Iterator[Event]:
     """Every kind of event in the variants that matter for `side`."""
     record = side.machine.record
-    version = side.machine.state.version
+    machine_state = side.machine.state
+    version = machine_state.version
     yield pay(5, request=21)
     yield UserClosed(22)
     yield UserAccepted(23, version + 1)
     yield UserRejected(24, version + 1, "rejected by user")
+    yield RecoveryBegan("the chain knows more")
+    yield RecoveryEnded()
     yield PeerReached()
     yield PeerConnected()
     yield PeerAway("connection lost")
@@ -273,8 +360,18 @@ def events(side: Side) -> Iterator[Event]:
     if version:
         yield ChainRegistered(dispute(side, version - 1))
         yield ChainMatured(dispute(side, version - 1))
+        yield ChainStands(dispute(side, version - 1))
+        yield ChainUndone(dispute(side, version - 1))
     yield ChainRegistered(dispute(side, version))
     yield ChainRegistered(dispute(side, version + 5))
+    for stored in (dispute(side, version), dispute(side, version, concluded=True), Dispute(registered=False)):
+        yield ChainUndone(stored)
+    yield ChainMatured(Dispute(registered=False))
+    yield ChainFound(dispute(side, version), fully_signed(machine_state))
+    yield ChainRegistered(
+        replace(dispute(side, version + 1, state=moved(machine_state)), phase=DisputePhase.FORCE_EXEC)
+    )
+    yield UserProgressed(25, moved(machine_state), dispute(side, version), now=1100)
     yield ChainRegistered(dispute(side, version, concluded=True))
     yield ChainMatured(dispute(side, version))
     yield ChainMatured(dispute(side, version + 5))

@@ -10,7 +10,7 @@ from perun_core.protocol.effects import ConcludeFinal, Persist, RegisterState, R
 from perun_core.protocol.events import Payment, PeerProposed, UserClosed, UserPaid
 from perun_core.testing.conversation import Crash, Pair, Side
 from perun_core.values import Sig
-from perun_core.wire.messages import Update, UpdateAcc, UpdateRej
+from perun_core.wire.messages import Sync, Update, UpdateAcc, UpdateRej
 
 
 def pay(side: Side, amount: int, request: int = 1) -> None:
@@ -141,6 +141,36 @@ def test_crossing_updates_to_the_same_final_state_complete_each_other() -> None:
     pair.check()
 
 
+def test_whoever_proposes_on_top_of_what_we_miss_is_asked_for_it_and_not_refused() -> None:
+    """A refusal of the first copy of an update and the acceptance of the second one cross the repetition (7.3.3)."""
+    pair = Pair()
+    pay(pair.alice, 30)
+    pay(pair.bob, 50)
+    (update,), (crossing,) = pair.alice.outbox, pair.bob.outbox
+    pair.alice.outbox.clear()
+    pair.bob.outbox.clear()
+    pair.bob.receive(update)
+    pair.alice.receive(crossing)
+    pair.bob.receive(pair.alice.outbox.pop())
+    pair.bob.receive(update)
+    pair.bob.answer(accept=True)
+    pair.deliver()
+    assert (pair.alice.machine.state.version, pair.bob.machine.state.version) == (0, 1)
+
+    pay(pair.bob, 5, request=2)
+    pair.deliver()
+    assert 2 not in pair.bob.replies and not pair.alice.outbox
+    pair.alice.fire(Timer.SYNC)
+    pair.deliver()
+    assert pair.alice.machine.state == pair.bob.machine.state
+    pair.bob.fire(Timer.RESPONSE)
+    pair.deliver()
+    pair.alice.answer(accept=True)
+    pair.deliver()
+    assert pair.bob.replies[2] is None and pair.alice.machine.state.version == 2
+    pair.check()
+
+
 def test_a_second_payment_waits_for_the_first() -> None:
     pair = Pair()
     pay(pair.alice, 30, request=1)
@@ -202,7 +232,8 @@ def test_an_old_version_is_refused() -> None:
     pair.alice.answer(accept=True)
     pair.deliver()
     pair.bob.receive(update)
-    (answer,) = pair.bob.outbox
+    answer, newest = pair.bob.outbox
+    assert isinstance(newest, Sync) and newest.current == pair.bob.machine.record.current
     assert isinstance(answer, UpdateRej)
 
 
