@@ -16,7 +16,7 @@ endif
 export ANVIL
 
 .DEFAULT_GOAL := help
-.PHONY: help install tools geth vault secret-service demo test unit check format bench dist acceptance faults faults-chain faults-power fuzz-api clean
+.PHONY: help install tools geth interop vault secret-service demo test unit check format bench dist acceptance faults faults-chain faults-power fuzz-api clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -50,6 +50,9 @@ secret-service: ## the Secret Service that tests use, where apt-get can install 
 
 geth: install ## the geth chain node, where a Go toolchain exists; tests use it when it is there
 	$(BIN)/python tools/build_geth.py
+
+interop: install ## clients of other makers (grpcurl, Go, JavaScript) that tests let speak to a node
+	$(BIN)/python tools/build_interop.py
 
 demo: install ## two nodes on an embedded chain open a channel, pay and settle
 	$(BIN)/perunnode demo $(ARGS)

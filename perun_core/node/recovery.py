@@ -77,6 +77,10 @@ class Recovery:
         """What was found, and what to do; empty in normal life. One text for users, logs and refusals."""
         return f"{self._reason}; {REMEDY}" if self._reason else ""
 
+    def doubts(self, channel_id: ChannelID) -> bool:
+        """Whether this channel is to be reconciled before it signs; not when it was in an earlier life of the doubt."""
+        return self.is_on and not self._store.status().may_sign(bytes(channel_id))
+
     def check_off(self) -> None:
         """Raises: FailedPrecondition in recovery mode."""
         if self._reason:
@@ -86,7 +90,9 @@ class Recovery:
         """All channels were brought back; those that could still sign are waited for. Call once, before events."""
         if not self._reason:
             return
-        self._waiting = {live.channel_id: live for live in self._channels() if live.can_sign}
+        self._waiting = {
+            live.channel_id: live for live in self._channels() if live.can_sign and self.doubts(live.channel_id)
+        }
         log.error("RECOVERY MODE, nothing is signed: %s", self.reason)
         for live in self._waiting.values():
             log.error("%s: waits for its peer's newest state", live.name)

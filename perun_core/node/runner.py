@@ -117,6 +117,7 @@ class Runner(Generic[E]):
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._task: asyncio.Task[None] | None = None
         self._late: set[asyncio.Task[None]] = set()
+        self._marked: Bytes32 | None = None
 
     # ---- what subclasses give ---------------------------------------------------------------------------------------
 
@@ -243,8 +244,12 @@ class Runner(Generic[E]):
         match effect:
             case Persist(record):
                 await self._outside.persist(effect)
+                self._marked = None if effect.signing is None else effect.signing.digest
                 self.on_persisted(record)
             case RequestSignature(_, digest):
+                if digest != self._marked:
+                    raise AssertionError("a state is to be signed whose mark was not made durable just before")
+                self._marked = None
                 return Signed(await self._outside.sign(digest))
             case Send(message):
                 try:

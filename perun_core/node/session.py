@@ -115,6 +115,10 @@ SYNC_INTERVAL: Final = 1.0
 """Seconds between two sync messages of one channel that are looked at (PROTOCOL.md 7.4.1)."""
 
 
+SYNC_DELAY: Final = 15.0
+"""The longest usual time-out of a peer of another make, which must not be asked while it waits (PROTOCOL.md 7.4.1)."""
+
+
 async def _no_other_keys(address: Address) -> KeyManager:
     raise KeyNotFound(f"no key for {address.checksum}")
 
@@ -150,6 +154,8 @@ class SessionParts(Struct, frozen=True):
     funding_url: str = ""
     guard: RemoteWatcher | None = None
     """Watches beside us (`watchertype` other than ``local``)."""
+    sync_delay: float = SYNC_DELAY
+    """Seconds a peer is left alone before it is asked for its newest state."""
     rescue: RescueFile | None = None
     """Follows what is stored (`rescuefile`)."""
 
@@ -239,11 +245,11 @@ class Session:
         for record in records:
             machine = Channel(await self._terms(record), record)
             live = self._live(machine, await self._view(record))
-            if self._recovery.is_on:
+            if self._recovery.doubts(record.channel_id):
                 machine.recover(self._recovery.reason)
             elif record.phase is not Phase.ACTING:
                 log.warning("channel %s was restored in phase %s and goes on by itself", live.name, record.phase)
-            if record.phase is not Phase.OPENING or self._recovery.is_on:
+            if record.phase is not Phase.OPENING or machine.is_recovering:
                 self._publish(record.params, record.current, live)
             live.start(machine.resume)
         self._recovery.restored()
@@ -311,6 +317,7 @@ class Session:
             answer_timeout=response + PROCESSING,
             decision_timeout=response + EXPIRY_SLACK,
             timeout_text=str(parts.response_timeout),
+            sync_delay=parts.sync_delay,
         )
 
     async def _alias(self, peer: Address) -> str:
@@ -766,6 +773,7 @@ class Session:
             answer_timeout=response + PROCESSING,
             decision_timeout=response + EXPIRY_SLACK,
             timeout_text=str(self.parts.response_timeout),
+            sync_delay=self.parts.sync_delay,
         )
         machine = Channel(terms, record, opening_request=opening.request)
         state = record.current.state

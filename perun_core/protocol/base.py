@@ -69,6 +69,7 @@ class ChannelBase:
         self._recovering: str | None = None
         self._reconciled = False
         self._confirmed = True
+        self._repeats = 0
         self._sync_asked = False
         self._answered: tuple[Transaction, Transaction] | None = None
         self._sync_pause = terms.sync_delay

@@ -299,6 +299,8 @@ class Channel(Syncing):
         match timer, self.phase:
             case Timer.RESPONSE, Phase.SIGNING:
                 return self._on_response_timeout()
+            case Timer.HEAL, Phase.SIGNING:
+                return self._repeat_update() if self._own_sig is not None else ()
             case Timer.HEAL, Phase.UNKNOWN:
                 return self._on_heal_timeout()
             case Timer.EXPIRY, Phase.DECIDING:
@@ -329,6 +331,7 @@ class Channel(Syncing):
                 return (Persist(self.record, archive=True),)
             case Phase.SIGNING | Phase.UNKNOWN:
                 self._move(Phase.UNKNOWN)
+                self._confirmed = False
                 assert record.staged is not None
                 heal = SetTimer(Timer.HEAL, self.terms.heal_delay)
                 return (*publish, *self._persist_and_sign(record.staged.state), heal)

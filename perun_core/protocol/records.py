@@ -64,7 +64,7 @@ class ChannelRecord(Struct, frozen=True):
     candidate_states: tuple[State, ...] = ()
     """The states behind `candidates`."""
     refused: tuple[Bytes32, ...] = ()
-    """Kept by participant 0: hashes of proposals for version current + 1 that it refused (`protocol.promises`)."""
+    """Hashes of the peer's proposals for version current + 1 that we refused (`protocol.promises`)."""
     primary: bool = False
     """We asked for the closing, so we conclude first."""
     deposited: bool = False
@@ -76,6 +76,8 @@ class ChannelRecord(Struct, frozen=True):
     """A reorg undid a settlement that its user knows as done; it is brought about again without telling anybody."""
     recovered: int | None = None
     """The version at which recovery mode ended, until a newer one is fully signed (`protocol.promises`)."""
+    given_up: tuple[Bytes32, ...] = ()
+    """Those of `candidates` that the peer surely refused (`protocol.promises`)."""
 
 
 class _Stored(Struct, frozen=True, array_like=True):
@@ -98,6 +100,7 @@ class _Stored(Struct, frozen=True, array_like=True):
     forced: tuple[bytes, bytes, int] | None = None
     reopened: bool = False
     recovered: int | None = None
+    given_up: tuple[bytes, ...] = ()
 
 
 class Signing(Struct, frozen=True):
@@ -162,6 +165,7 @@ class RecordCodec:
                 ),
                 record.reopened,
                 record.recovered,
+                tuple(bytes(digest) for digest in record.given_up),
             )
         )
 
@@ -205,6 +209,7 @@ class RecordCodec:
                 forced=forced,
                 reopened=stored.reopened,
                 recovered=stored.recovered,
+                given_up=tuple(Bytes32(digest) for digest in stored.given_up),
             )
         except (msgspec.MsgspecError, DecodeError, ValueError) as error:
             raise StoreBroken(f"channel record {key.hex()} is damaged: {error}") from error

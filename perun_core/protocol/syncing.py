@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ..channel import Dispute, DisputePhase, Phase, Transaction
 from ..channel.phase import WIRE
-from ..errors import ApiError, FailedPrecondition, RuleViolated, UnknownInternal
+from ..errors import ApiError, FailedPrecondition, UnknownInternal
 from ..values import Bytes32
 from ..wire.messages import Sync, UpdateAcc
 from .effects import (
@@ -51,8 +51,6 @@ from .events import (
 from .settling import Settling
 from .sync_rules import SyncDecision, decide
 
-RECOVERING: Final = "this side compares its storage with its peers and signs nothing meanwhile"
-"""What a peer is told."""
 SUPERSEDED: Final = "another update became the agreed one"
 
 COMPARABLE: Final = frozenset((Phase.ACTING, Phase.SIGNING, Phase.DECIDING, Phase.ACCEPTING, Phase.UNKNOWN))
@@ -107,7 +105,7 @@ class Syncing(Settling):
             return ()
         effects: Effects = (CancelTimer(Timer.RESPONSE), CancelTimer(Timer.HEAL), CancelTimer(Timer.EXPIRY))
         if self._question is not None:
-            effects = (*effects, *self._withdraw_question(RECOVERING))
+            effects = (*effects, *self._withdraw_question("", tell_peer=False))
         if self.phase is Phase.SIGNING:
             self._move(Phase.UNKNOWN)
             effects = (*effects, self._persist())
@@ -180,16 +178,15 @@ class Syncing(Settling):
         return self._persist(), SubmitTx(AwaitConcludable(0))
 
     def _on_peer_proposed(self, event: PeerProposed) -> Effects:
-        state = event.update.state
-        if self._recovering is None or self.phase not in BEFORE_THE_CHAIN or state.version <= self.state.version:
+        """In recovery mode a proposal is not answered at all: it may be one that we accepted and forgot.
+
+        A refusal would free the peer to propose something else for a version that both may have signed already.
+        """
+        if self._recovering is None or self.phase not in BEFORE_THE_CHAIN:
             return super()._on_peer_proposed(event)
-        try:
-            self._verify_peer(state, event.update.sig)
-        except RuleViolated:
-            return ()
-        if self.phase in COMPARABLE and state.version == self.state.version + 1:
-            return self._refuse(state, RECOVERING)
-        return self._reject(state.version, RECOVERING)
+        if event.update.state.version <= self.state.version:
+            return super()._on_peer_proposed(event)
+        return ()
 
     def _told_reconciled(self) -> Effects:
         """Said once, when the peer showed our newest state or the chain took over."""
@@ -334,7 +331,14 @@ class Syncing(Settling):
         state, stored = received.state, self._stored
         assert state is not None
         self.record = replace(
-            self.record, current=received, staged=None, candidates=(), candidate_states=(), refused=(), recovered=None
+            self.record,
+            current=received,
+            staged=None,
+            candidates=(),
+            candidate_states=(),
+            refused=(),
+            recovered=None,
+            given_up=(),
         )
         if state.is_final:  # overrides every dispute (Y-8)
             self._move(Phase.FINAL)

@@ -45,10 +45,23 @@ from .events import (
     UserPaid,
     UserRejected,
 )
-from .promises import check_after_recovery, check_second_signature, with_refusal
+from .promises import (
+    check_after_recovery,
+    check_second_signature,
+    names,
+    read_refusal,
+    refusal_text,
+    with_given_up,
+    with_refusal,
+)
 from .records import Staged
 
 CONCURRENT = "concurrent update"
+REPEATS = 3
+"""How often participant 0 asks again when both proposed at the same time."""
+REPEAT_PAUSE = 0.15
+"""Seconds before it does; meanwhile its refusal of the other proposal arrives (PROTOCOL.md 7.3.3 rule 2)."""
+OUTDATED = "outdated version"
 UNANSWERED = "not answered in time"
 SETTLING = "channel is being settled"
 PENDING = "an update proposed by the peer waits for a response"
@@ -157,6 +170,7 @@ class Updating(ChannelBase):
             self.record = replace(self.record, primary=True)
         else:
             self._own_request = intent.request
+        self._repeats = 0
         self.record = replace(self.record, phase=Phase.SIGNING, staged=Staged(state, ours=True))
         return self._persist_and_sign(state)
 
@@ -201,6 +215,7 @@ class Updating(ChannelBase):
             candidate_states=(),
             refused=(),
             recovered=None,
+            given_up=(),
         )
         self._confirmed = True
         self._own_sig = None
@@ -241,9 +256,19 @@ class Updating(ChannelBase):
         return ()
 
     def _on_peer_rejected(self, event: PeerRejected) -> Effects:
+        reason, named = read_refusal(event.rej.reason)
         staged = self._open_proposal()
-        if staged is None or staged.state.version != event.rej.version:
-            return ()
+        is_open = staged is not None and staged.state.version == event.rej.version
+        if staged is None or not is_open or (named and not names(named, self._hash(staged.state))):
+            known = with_given_up(self.record, named) if event.rej.version == self.state.version + 1 else self.record
+            if known is self.record:
+                return ()
+            self.record = known  # a late refusal of an earlier attempt
+            return (self._persist(),)
+        crossed = self.record.own_index == 0 and reason == CONCURRENT
+        if crossed and self.phase is Phase.SIGNING and self._repeats < REPEATS:
+            self._repeats += 1
+            return (SetTimer(Timer.HEAL, REPEAT_PAUSE),)
         was_unknown = self.phase is Phase.UNKNOWN
         digest = self._hash(staged.state)
         if digest not in self.record.candidates:
@@ -252,14 +277,19 @@ class Updating(ChannelBase):
                 candidates=(*self.record.candidates, digest),
                 candidate_states=(*self.record.candidate_states, staged.state),
             )
+        if named or (self.record.candidates == (digest,) and not crossed):
+            self.record = with_given_up(self.record, digest.hex())
         self.record = replace(self.record, staged=None, phase=Phase.ACTING)
         self._own_sig = None
         stop: Effects = CancelTimer(Timer.RESPONSE), CancelTimer(Timer.HEAL)
         if staged.state.is_final and self._closers:
             return (*stop, *self._dispute())
-        error: ApiError = PeerRejectedError(self.terms.peer_alias, event.rej.reason)
-        if was_unknown and event.rej.reason == UNANSWERED:
+        error: ApiError = PeerRejectedError(self.terms.peer_alias, reason)
+        if was_unknown and reason == UNANSWERED:
             error = self._timed_out()
+        if event.rej.reason == OUTDATED:  # the peer shows what it holds; should that be lost, it is asked
+            self._confirmed = False
+            stop = (*stop, self._compare_soon())
         return (*stop, self._persist(), *self._answer_own(error))
 
     # ---- no answer ------------------------------------------------------------------------------------------------
@@ -320,7 +350,7 @@ class Updating(ChannelBase):
                 own = self.record.current.sigs[self.record.own_index]
                 assert own is not None
                 return (Send(UpdateAcc(self.record.channel_id, version, own)),)
-            return (*self._reject(version, "outdated version"), *self._show_newest(update.state))
+            return (*self._reject(version, OUTDATED), *self._show_newest(update.state))
         if version > current.version + 1 and self.phase is Phase.ACTING:
             # The peer builds on a state that we do not hold fully signed (7.4.3, Y-5). It is not refused: that would be
             # a promise of index 0 for a version that is not the next one yet. It asks again; we compare meanwhile.
@@ -363,9 +393,11 @@ class Updating(ChannelBase):
                 return ()
             acc = UpdateAcc(self.record.channel_id, update.state.version, self._own_sig)
             return self._enable(staged.state, self._own_sig, update.sig, answer=(Send(acc),))
-        if update.state.version == staged.state.version:
+        if update.state.version != staged.state.version:
+            return ()
+        if self.record.own_index == 0:
             return self._refuse(update.state, CONCURRENT)
-        return ()
+        return self._reject(update.state.version, CONCURRENT)  # no promise: it will be asked for again (rule 2)
 
     def _consider(self, update: Update) -> Effects:
         state = update.state
@@ -384,12 +416,14 @@ class Updating(ChannelBase):
         return Notify(AskUser(state, pause)), SetTimer(Timer.EXPIRY, pause)
 
     def _refuse(self, state: State, reason: str) -> Effects:
-        """Refuse a proposal for the next version; participant 0 writes down first what it will not sign any more."""
-        record = with_refusal(self.record, self._hash(state))
+        """Refuse a proposal for the next version; what will not be signed any more is written down first."""
+        digest = self._hash(state)
+        record = with_refusal(self.record, digest)
+        told = self._reject(state.version, refusal_text(record, digest, reason))
         if record is self.record:
-            return self._reject(state.version, reason)
+            return told
         self.record = record
-        return (self._persist(), *self._reject(state.version, reason))
+        return (self._persist(), *told)
 
     def _reject(self, version: int, reason: str) -> Effects:
         return (Send(UpdateRej(self.record.channel_id, version, reason)),)

@@ -153,6 +153,8 @@ class Side:
         self.crash_before: Callable[[Effect], bool] = lambda effect: False
         self.reachable = True
         self.crashed = False
+        self.failure: Exception | None = None
+        """Why it crashed."""
 
     def handle(self, event: Event) -> None:
         """Let the machine handle `event` and everything its effects bring back."""
@@ -171,8 +173,8 @@ class Side:
                         todo.append(lambda event=event: self.machine.handle(event))  # type: ignore[misc]
                 if not todo and (queued := self.machine.next_queued()) is not None:
                     todo.append(lambda queued=queued: self.machine.handle(queued))  # type: ignore[misc]
-        except (Crash, StoreError):
-            self.crashed = True
+        except (Crash, StoreError) as error:
+            self.crashed, self.failure = True, error
 
     def _perform(self, effect: Effect) -> Event | None:
         self.performed.append(effect)

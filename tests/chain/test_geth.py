@@ -11,16 +11,22 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from eth_account import Account
 
+from perun_chain_ethereum.deploy import connected, contract_addresses, deploy
+from perun_chain_ethereum.testkeys import DEPLOYER as DEPLOYER_ACCOUNT
 from perun_chain_ethereum.testkeys import TEST_CONTRACTS
 from perun_core.errors import ContractInvalid, InsufficientFunds, TxReverted, WrongChain
 from perun_core.ports.chain import BlockEvents, ChannelEvent, DisputePhase
 from perun_core.testing.store import MemoryStore
 from perun_core.values import Address
 from plugins.chain_ethereum.tests.chain_backend.conftest import ETHER, Channel, Ledger, over_http, over_ipc
-from tests.chain.conftest import Funded
+from tests.chain.conftest import Funded, GethLedger
 from tests.integration.world import Party, World, gathering, open_channel, pay, settle, until
+from tests.servers.geth import Geth
 
+DEPLOYER = DEPLOYER_ACCOUNT.key
+DEPLOYER_ADDRESS = Address.from_hex(DEPLOYER_ACCOUNT.address)
 GAS_LIMIT = ETHER // 50
 
 
@@ -185,6 +191,41 @@ def test_a_fresh_chain_gets_the_published_addresses(geth_ledger: Ledger) -> None
     found, published = geth_ledger.contracts, TEST_CONTRACTS
     assert (found.adjudicator, found.eth) == (published["Adjudicator"], published["AssetHolderETH"])
     assert (found.token, found.erc20) == (published["PerunToken"], published["AssetHolderERC20"])
+
+
+async def test_setting_up_again_finds_what_is_there(geth: Geth, geth_ledger: GethLedger) -> None:
+    """N6: no second set is paid for, with the token or without."""
+    before = await sent_by(geth_ledger, DEPLOYER_ADDRESS)
+    async with connected(geth.ws) as w3:
+        assert await deploy(w3, DEPLOYER, test_token=True) == geth_ledger.contracts
+    assert await sent_by(geth_ledger, DEPLOYER_ADDRESS) == before
+
+
+async def test_a_half_finished_set_is_completed_and_an_account_with_a_past_deploys_at_its_next_nonce(
+    geth: Geth,
+) -> None:
+    """N6, of new accounts: the addresses are those that follow from account and nonce."""
+    fresh, used = (Account.create() for _ in range(2))
+    await asyncio.to_thread(geth.give, {account.address: ETHER for account in (fresh, used)})
+    async with connected(geth.http) as w3:
+        first = await deploy(w3, bytes(fresh.key))
+        assert (first.adjudicator, first.eth) == contract_addresses(fresh.address, 0, 2)
+        completed = await deploy(w3, bytes(fresh.key), test_token=True)
+        assert (completed.adjudicator, completed.eth) == (first.adjudicator, first.eth)
+        assert (completed.token, completed.erc20) == contract_addresses(fresh.address, 2, 2)
+        payment = {
+            "chainId": 1337,
+            "nonce": 0,
+            "gas": 21_000,
+            "maxFeePerGas": 10**10,
+            "maxPriorityFeePerGas": 10**9,
+            "to": fresh.address,
+            "value": 1,
+        }
+        sent = await w3.eth.send_raw_transaction(used.sign_transaction(payment).raw_transaction)
+        await w3.eth.wait_for_transaction_receipt(sent)
+        later = await deploy(w3, bytes(used.key))
+        assert (later.adjudicator, later.eth) == contract_addresses(used.address, 1, 2)
 
 
 async def test_another_chain_id_is_refused(ledger: Ledger) -> None:

@@ -349,7 +349,11 @@ class Pursuit:
             if nonce >= pending and await self._connection.transaction(slot.tx_hash) is None:
                 if self._is_held(slot, head, waiting):
                     return  # what comes behind it cannot be mined before it
-                await self._rebroadcast(slot, head, first=nonce == mined)
+                priced_out = head.base_fee is not None and fees.is_priced_out(slot.max_fee, head.base_fee)
+                if priced_out:  # some nodes take it and keep nothing of it: only a higher offer helps
+                    await self._replace(slot, head, first=nonce == mined)
+                else:
+                    await self._rebroadcast(slot, head, first=nonce == mined)
             elif self._needs_more(slot, head, first=nonce == mined):
                 await self._replace(slot, head, first=nonce == mined)
 

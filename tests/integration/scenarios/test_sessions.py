@@ -142,6 +142,20 @@ async def test_P14_a_proposer_that_cannot_fund_is_told_before_the_peer_is_asked(
     (await quiet(proposals)).cancel()
 
 
+async def test_P14_who_could_not_pay_for_a_dispute_accepts_nothing_and_both_are_told_at_once(company: Company) -> None:
+    """Bob is to deposit nothing, but has no gas either, so nobody's money is locked up."""
+    alice, bob = company.world.person("alice"), company.world.person("bob", ether=0)
+    alice.know(bob)
+    bob.know(alice)
+    a, b = await company.seat(alice, bob)
+    before = company.world.balance(alice.on_chain)
+    terms = {"ETH": ("1", "0")}
+    mine, theirs = await asyncio.gather(failure(a.propose("bob", terms)), failure(b.answer_proposal(accept=True)))
+    assert theirs.code == 401 and "lacks" in theirs.message and "gas" in theirs.message
+    assert (mine.code, mine.info["peerAlias"]) == (102, "bob")
+    assert company.world.balance(alice.on_chain) == before
+
+
 async def test_P17_P18_proposals_have_one_subscriber_and_come_once(company: Company) -> None:
     a, b = await company.pair()
     for early in (True, False):

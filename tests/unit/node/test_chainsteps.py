@@ -479,6 +479,48 @@ async def test_after_a_dispute_participant_1_gives_0_three_blocks_to_conclude(be
     assert bed.chain.calls.count("conclude") == 1
 
 
+@pytest.mark.parametrize("agreed", [True, False])
+async def test_nothing_is_concluded_while_a_reorg_has_taken_deposits_back(bed: Bed, agreed: bool) -> None:
+    """The contract would settle the channel with what is there, and what comes later would stay in it for ever."""
+    newest = bed.signed(bed.state.next(is_final=agreed))
+    assert newest.state is not None
+    step: ChainStep
+    if agreed:
+        step = ConcludeFinal(bed.params, newest, secondary=False)
+    else:
+        await bed.chain.register(bed.params, newest)
+        bed.chain.mine(DURATION)
+        step = ConcludeState(bed.params, newest.state)
+    bed.chain.give_holdings(PRN, bed.funding_id(0), 7)
+    bed.chain.give_holdings(ETH, bed.funding_id(0), 100)
+    concluding = asyncio.ensure_future(bed.step(step))
+    for _ in range(3):
+        await let_it_work()
+        bed.chain.mine()
+    assert not concluding.done() and not {"conclude", "conclude_final"} & set(bed.chain.calls)
+    bed.peer_deposits()
+    assert await concluding == ChainConcluded(1)
+
+
+async def test_deposits_that_never_come_back_do_not_keep_ours_for_ever(bed: Bed) -> None:
+    bed.chain.reorg_window = 4
+    bed.chain.give_holdings(ETH, bed.funding_id(0), 100)
+    final = bed.signed(bed.state.next(is_final=True))
+    concluding = asyncio.ensure_future(bed.step(ConcludeFinal(bed.params, final, secondary=False)))
+    for _ in range(4):
+        await let_it_work()
+        assert not concluding.done()
+        bed.chain.mine()
+    assert await concluding == ChainConcluded(1)
+
+
+async def test_a_channel_that_was_never_funded_is_concluded_at_once(bed: Bed) -> None:
+    """The peer did not deposit: the dispute is the way to our own deposit."""
+    await bed.chain.register(bed.params, bed.signed(bed.state))
+    bed.chain.mine(DURATION)
+    assert await bed.step(ConcludeState(bed.params, bed.state)) == ChainConcluded(0)
+
+
 async def test_participant_1_concludes_when_0_does_not(bed: Bed) -> None:
     await bed.funded()
     await bed.step(RegisterState(bed.params, bed.signed(bed.state)))

@@ -40,7 +40,7 @@ from perun_core.protocol.effects import (
     Timer,
 )
 from perun_core.protocol.events import PeerAway, PeerReached, Signed, TimerFired
-from perun_core.protocol.records import ChannelRecord
+from perun_core.protocol.records import ChannelRecord, Signing
 from perun_core.testing.conversation import ADDRESSES, Pair
 from perun_core.values import Address, Bytes32, Sig
 from perun_core.wire.messages import Message, UpdateRej
@@ -52,6 +52,7 @@ DIGEST = PROFILE.state_hash(STATE)
 SIG = Sig(bytes(65))
 MESSAGE = UpdateRej(RECORD.channel_id, 1, "no")
 TX = Transaction(STATE, (SIG, SIG))
+MARKING = Persist(RECORD, signing=Signing(0, DIGEST))
 
 
 class World:
@@ -157,7 +158,7 @@ async def conversation(
 
 
 EFFECTS: dict[type, tuple[Effect, str]] = {
-    Persist: (Persist(RECORD), "persist"),
+    Persist: (MARKING, "persist"),
     RequestSignature: (RequestSignature(STATE, DIGEST), "sign"),
     Connect: (Connect(), "connect"),
     Send: (Send(MESSAGE), "send"),
@@ -249,11 +250,30 @@ async def test_a_machine_with_a_bug_is_stopped_with_nothing_sent() -> None:
             await waiting
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        (Persist(RECORD),),
+        (MARKING, Persist(RECORD)),
+        (Persist(RECORD, signing=Signing(0, Bytes32(bytes(32)))),),
+        (MARKING, RequestSignature(STATE, DIGEST)),
+    ],
+)
+async def test_nothing_is_signed_whose_mark_was_not_made_durable_just_before(before: Effects) -> None:
+    """The loop does not rely on the machine for it: the guard is asked for every single signature (7.3.5)."""
+    world = World()
+    async with conversation(world, {"go": (*before, RequestSignature(STATE, DIGEST), Send(MESSAGE))}) as talk:
+        await talk.after("go")
+        assert talk.broken and "send" not in world.notes
+        assert world.notes.count("sign") == sum(isinstance(effect, RequestSignature) for effect in before)
+
+
 async def test_a_failed_persist_in_the_middle_keeps_the_signature_inside() -> None:
     """Mark, sign, book, send: when the booking fails, nothing that was signed leaves."""
     world = World()
     script: dict[object, Effects | Callable[[], Effects]] = {
-        "go": (Persist(RECORD), RequestSignature(STATE, DIGEST)),
+        "go": (MARKING, RequestSignature(STATE, DIGEST)),
         Signed(SIG): (Persist(RECORD), Send(MESSAGE), Reply(1)),
     }
     async with conversation(world, script) as talk:

@@ -32,6 +32,7 @@ from perun_core.node.session import MAX_PENDING_PER_PEER, Session, SessionParts
 from perun_core.ports.api import BalInfo, PayChInfo, PaymentItem
 from perun_core.ports.idprovider import PeerID
 from perun_core.ports.policy import Decision, Policy, ProposalView, UpdateView, Verdict
+from perun_core.ports.store import StoreStatus, Table
 from perun_core.profile.gp090 import PROFILE
 from perun_core.testing.chain import MemoryChain
 from perun_core.testing.comm import MemoryNetwork
@@ -39,14 +40,39 @@ from perun_core.testing.conversation import ADDRESSES, KEYS
 from perun_core.testing.idprovider import InMemoryPeers
 from perun_core.testing.keymgr import InMemoryKeys
 from perun_core.testing.store import MemoryStore, Rows
-from perun_core.values import Address
+from perun_core.values import Address, Bytes32, ChannelID, Sig
 
 ACCOUNTS = (Address(b"\x0a" * 20), Address(b"\x0b" * 20))
 HOLDER = Address(b"\xe0" * 20)
 NAMES = ("alice", "bob")
 WEALTH = 10**19
+SIGNED = Table.SIGNED
 PATIENT = 5.0
 """Seconds within which everything that works without waiting for anybody must have happened."""
+
+
+class GuardedKeys(InMemoryKeys):
+    """Sign nothing of which the store holds no mark: the guard comes first, at every place and in every order (7.3.5).
+
+    A mark is the digest of a state, or the receiver of a withdrawal under channel, holder and amount.
+    """
+
+    def __init__(self, index: int, rows: Rows) -> None:
+        super().__init__((KEYS[index],))
+        self._participant = ADDRESSES[index]
+        self._rows = rows
+
+    async def sign_message(self, address: Address, digest: Bytes32) -> Sig:
+        assert any(self._marks(key, value, digest) for (table, key), value in self._rows.items() if table is SIGNED), (
+            "signed without a durable mark"
+        )
+        return await super().sign_message(address, digest)
+
+    def _marks(self, key: bytes, value: bytes, digest: Bytes32) -> bool:
+        if len(value) == Bytes32.SIZE:
+            return value == digest
+        channel_id, amount = ChannelID(key[: ChannelID.SIZE]), int.from_bytes(key[-32:], "big")
+        return PROFILE.withdrawal_hash(channel_id, self._participant, Address(value), amount) == digest
 
 
 class Home:
@@ -56,10 +82,12 @@ class Home:
         self.index = index
         self.bed = bed
         self.rows: Rows = {}
-        self.keys = InMemoryKeys((KEYS[index],))
+        self.keys: InMemoryKeys = GuardedKeys(index, self.rows)
         self.chain = bed.chain if index == 0 else bed.chain.seen_by(ACCOUNTS[1], wei=WEALTH)
         self.policy: Policy | None = None
         self.rescue: RescueFile | None = None
+        self.status: StoreStatus | None = None
+        self.sync_delay = 0.05
         self.store = MemoryStore(self.rows)
         self.session: Session | None = None
         self.restored: tuple[PayChInfo, ...] = ()
@@ -98,10 +126,11 @@ class Home:
             random_bytes=self.bed.random.randbytes,
             on_closed=lambda session: None,
             rescue=self.rescue,
+            sync_delay=self.sync_delay,
         )
         session = Session(parts)
         await session.listen()
-        self.store = MemoryStore(self.rows)
+        self.store = MemoryStore(self.rows, status=self.status)
         session.store = self.store
         self.restored = await session.restore()
         self.session = session
@@ -111,6 +140,7 @@ class Home:
         """Gone in the middle of everything; what is on disk stays."""
         if self.session is not None:
             await self.session.shut_down()
+            self.status = self.store.status()
         self.session = None
 
     async def reopen(self) -> Home:

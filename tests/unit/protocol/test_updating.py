@@ -8,6 +8,7 @@ from perun_core.channel import Phase
 from perun_core.errors import InvalidArgument, PeerRejected, PeerRequestTimedOut
 from perun_core.protocol.effects import ConcludeFinal, Persist, RegisterState, RequestSignature, Send, Timer
 from perun_core.protocol.events import Payment, PeerProposed, UserClosed, UserPaid
+from perun_core.protocol.updating import REPEATS
 from perun_core.testing.conversation import Crash, Pair, Side
 from perun_core.values import Sig
 from perun_core.wire.messages import Sync, Update, UpdateAcc, UpdateRej
@@ -116,18 +117,41 @@ def test_u1_a_signature_of_somebody_else_is_dropped_without_an_answer() -> None:
     assert not pair.alice.outbox and pair.alice.machine.phase is Phase.ACTING
 
 
-def test_u11_crossing_updates_are_refused_on_both_sides_and_never_fork() -> None:
+def test_u11_of_two_crossing_updates_the_one_of_participant_0_is_asked_for_again() -> None:
+    """Both refuse at once; whoever is participant 1 is told so, and then answers the other one (7.3.3 rule 2)."""
     pair = Pair()
     pay(pair.alice, 30)
     pay(pair.bob, 50)
     pair.deliver()
-    assert all(isinstance(side.replies[1], PeerRejected) for side in pair.sides)
-    assert all(side.machine.phase is Phase.ACTING for side in pair.sides)
-    pay(pair.bob, 1, request=2)
+    assert isinstance(pair.bob.replies[1], PeerRejected) and 1 not in pair.alice.replies
+    assert (pair.alice.machine.phase, pair.bob.machine.phase) == (Phase.SIGNING, Phase.ACTING)
+    pair.alice.fire(Timer.HEAL)
+    pair.deliver()
+    pair.bob.answer(accept=True)
+    pair.deliver()
+    assert pair.alice.replies[1] is None and pair.bob.machine.state == pair.alice.machine.state
+    pay(pair.bob, 50, request=2)
     pair.deliver()
     pair.alice.answer(accept=True)
     pair.deliver()
     assert pair.bob.replies[2] is None
+    pair.check()
+
+
+def test_u11_crossing_updates_never_fork_when_nobody_gives_way() -> None:
+    """Participant 1 proposes again and again; in the end both are refused, and either may go on."""
+    pair = Pair()
+    pay(pair.alice, 30)
+    for request in range(1, 5):
+        pay(pair.bob, 50, request=request)
+        pair.deliver()
+        pair.alice.fire(Timer.HEAL)
+        for side in pair.sides:
+            side.answer(accept=False)
+        pair.deliver()
+        pair.check()
+    assert isinstance(pair.alice.replies[1], PeerRejected)
+    assert all(side.machine.phase is Phase.ACTING for side in pair.sides)
     pair.check()
 
 
@@ -147,6 +171,7 @@ def test_whoever_proposes_on_top_of_what_we_miss_is_asked_for_it_and_not_refused
     pay(pair.alice, 30)
     pay(pair.bob, 50)
     (update,), (crossing,) = pair.alice.outbox, pair.bob.outbox
+    pair.alice.machine._repeats = REPEATS  # it was asked for again before
     pair.alice.outbox.clear()
     pair.bob.outbox.clear()
     pair.bob.receive(update)
@@ -296,3 +321,65 @@ def test_a_crash_is_what_the_harness_says() -> None:
     pair.alice.crash_before = lambda effect: isinstance(effect, Persist)
     pay(pair.alice, 1)
     assert pair.alice.crashed and not pair.alice.outbox and issubclass(Crash, Exception)
+
+
+def test_refusals_in_a_row_leave_the_channel_usable_in_both_directions() -> None:
+    """A user may refuse many different payments of the same version; nobody has to go to the chain for that (7.3.5)."""
+    pair = Pair()
+    for side, other in ((pair.bob, pair.alice), (pair.alice, pair.bob)):
+        for request in range(1, 11):
+            pay(side, request, request=request)
+            pair.deliver()
+            other.answer(accept=False)
+            pair.deliver()
+            refusal = side.replies.pop(request)
+            assert isinstance(refusal, PeerRejected) and refusal.info["reason"] == "rejected by user"
+    pay(pair.alice, 30, request=20)
+    pair.deliver()
+    pair.bob.answer(accept=True)
+    pair.deliver()
+    pay(pair.bob, 5, request=21)
+    pair.deliver()
+    pair.alice.answer(accept=True)
+    pair.deliver()
+    assert pair.alice.replies[20] is None and pair.bob.replies[21] is None
+    assert [side.machine.state.version for side in pair.sides] == [2, 2]
+    pair.check()
+
+
+def test_the_same_payment_may_be_asked_for_again_after_both_were_refused() -> None:
+    pair = Pair()
+    pay(pair.bob, 50)
+    pair.deliver()
+    pair.alice.answer(accept=False)
+    pay(pair.alice, 30)
+    pair.deliver()
+    pair.bob.answer(accept=False)
+    pair.deliver()
+    pay(pair.bob, 50, request=2)
+    pair.deliver()
+    pair.alice.answer(accept=True)
+    pair.deliver()
+    assert pair.bob.replies[2] is None
+    assert pair.alice.machine.state == pair.bob.machine.state
+    pair.check()
+
+
+def test_a_refusal_of_an_earlier_attempt_does_not_end_the_present_one() -> None:
+    """From the second refusal of a version on, a refusal names what it refuses."""
+    pair = Pair()
+    for request in (1, 2):
+        pay(pair.bob, request, request=request)
+        pair.deliver()
+        pair.alice.answer(accept=False)
+        late = pair.alice.outbox[-1]
+        pair.deliver()
+    assert isinstance(late, UpdateRej) and late.reason != "rejected by user"
+    pay(pair.bob, 3, request=3)
+    pair.bob.receive(late)
+    assert pair.bob.machine.phase is Phase.SIGNING and 3 not in pair.bob.replies
+    pair.deliver()
+    pair.alice.answer(accept=True)
+    pair.deliver()
+    assert pair.bob.replies[3] is None
+    pair.check()

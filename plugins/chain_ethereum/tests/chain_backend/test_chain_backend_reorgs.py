@@ -9,7 +9,10 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from eth_account.typed_transactions import TypedTransaction
+from hexbytes import HexBytes
 
+from perun_chain_ethereum.connection import Connection
 from perun_core.errors import ChainError
 from perun_core.ports.chain import BlockEvents, Chain, ChannelEvent, DisputePhase
 from perun_core.ports.keymgr import UnsignedTx
@@ -20,6 +23,7 @@ from .conftest import CHAIN_ID, ETHER, Channel, Key, Ledger
 
 Funded = Callable[..., Any]
 NOBODY = Address(b"\x11" * 20)
+HIGH_FEE = 60 * 10**9
 
 
 async def until(check: Callable[[], Awaitable[Any]]) -> Any:
@@ -184,10 +188,18 @@ async def test_b22_a_step_that_a_reorg_removes_is_done_again_and_only_once(
         for earlier in STEPS[: step + 1]:
             assert await earlier(chain, instant, channel)
         await instant.rpc("anvil_reorg", 1, [])
-        assert await STEPS[step](chain, instant, channel)
+        again = asyncio.create_task(_done(STEPS[step](chain, instant, channel)))
+        while not again.done():  # a conclusion waits some blocks for deposits that might have gone with it
+            await asyncio.wait({again}, timeout=0.5)
+            await instant.mine()
+        assert again.result()
         for later in STEPS[step + 1 :]:
             assert await later(chain, instant, channel)
     assert await nonce(instant, payer) == len(STEPS)
+
+
+async def _done(work: Awaitable[Any]) -> Any:
+    return await work
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
@@ -204,16 +216,96 @@ async def test_b22_all_steps_come_back_by_themselves_after_a_reorg_of_many_block
         await instant.mine(2)
         if not restarted:
             await instant.rpc("anvil_reorg", 12, [])
-            await until(lambda: _has(chain, receiver))
+            await until(lambda: _has(chain, receiver, instant))
     if restarted:
         await instant.rpc("anvil_reorg", 12, [])
         async with instant.open(payer, store=MemoryStore(rows)) as chain:
-            await until(lambda: _has(chain, receiver))
+            await until(lambda: _has(chain, receiver, instant))
     assert await nonce(instant, payer) == len(STEPS)
 
 
-async def _has(chain: Chain, account: Address) -> bool:
+async def _has(chain: Chain, account: Address, ledger: Ledger) -> bool:
+    """Also moves the chain on, as a chain that is not a test's does by itself."""
+    await ledger.mine()
     return await chain.balance(account) == ETHER
+
+
+async def test_b22_a_conclusion_comes_back_only_after_the_deposits_it_divides(instant: Ledger, funded: Funded) -> None:
+    """One reorg removes both deposits and the conclusion; bob, who made one of them, notices a block later."""
+    alice, bob, rows = await funded(instant), await funded(instant), {}
+    await instant.mine(8)
+    channel = Channel((instant.eth_holder,), ((ETHER, 2 * ETHER),))
+    paid = Channel((instant.eth_holder,), ((3 * ETHER, 0),), keys=channel.keys)
+    paid.params, paid.id = channel.params, channel.id
+    async with instant.open(alice) as one:
+        await one.deposit(instant.eth_holder, None, channel.funding_id(0), ETHER)
+        async with instant.open(bob, store=MemoryStore(rows)) as two:
+            await two.deposit(instant.eth_holder, None, channel.funding_id(1), 2 * ETHER)
+        await one.conclude_final(channel.params, paid.signed(1, is_final=True))
+        await instant.rpc("evm_setAutomine", False)
+        try:
+            await instant.rpc("anvil_reorg", 6, [])
+            await instant.rpc("anvil_dropAllTransactions")
+            await instant.mine()
+            await until(lambda: _pooled(instant, 1))
+            await instant.mine()
+            async with instant.open(bob, store=MemoryStore(rows)):
+                await until(lambda: _has_pooled(instant, bob))
+                await instant.mine()
+        finally:
+            await instant.rpc("evm_setAutomine", True)
+        assert await one.holdings(instant.eth_holder, channel.funding_id(1)) == 2 * ETHER
+        await until(lambda: _concluded_again(one, instant, channel))
+        assert await one.holdings(instant.eth_holder, channel.funding_id(0)) == 3 * ETHER
+
+
+async def _pooled(ledger: Ledger, number: int) -> bool:
+    return int((await ledger.rpc("txpool_status"))["pending"], 16) >= number
+
+
+async def _has_pooled(ledger: Ledger, key: Key) -> bool:
+    pool = (await ledger.rpc("txpool_content"))["pending"]
+    return key.address.checksum.lower() in {address.lower() for address in pool}
+
+
+async def _concluded_again(chain: Chain, ledger: Ledger, channel: Channel) -> bool:
+    await ledger.mine()
+    return (await chain.dispute(channel.id)).concluded
+
+
+async def test_b20_what_the_node_takes_and_does_not_keep_is_offered_anew(
+    instant: Ledger, funded: Funded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some nodes forget without a word what is priced out by the base fee."""
+    payer, hashes = await funded(instant), Hashes()
+    channel = Channel((instant.eth_holder,), ((0, 0),))
+    send_raw = Connection.send_raw
+
+    async def forgetful(self: Connection, raw: bytes) -> None:
+        if TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["maxFeePerGas"] >= HIGH_FEE:
+            await send_raw(self, raw)
+
+    async with instant.open(payer) as chain:
+        await instant.rpc("evm_setAutomine", False)
+        try:
+            work = asyncio.create_task(chain.register(channel.params, channel.signed(1), sent=hashes.note))
+            await until(lambda: _sent(hashes))
+            await instant.rpc("anvil_dropAllTransactions")
+            monkeypatch.setattr(Connection, "send_raw", forgetful)
+            await until(lambda: _mined_at_a_high_fee(instant, payer))
+        finally:
+            await instant.rpc("evm_setAutomine", True)
+        assert (await work).version == 1
+
+
+async def _sent(hashes: Hashes) -> bool:
+    return bool(hashes)
+
+
+async def _mined_at_a_high_fee(ledger: Ledger, key: Key) -> bool:
+    await ledger.rpc("anvil_setNextBlockBaseFeePerGas", hex(HIGH_FEE))
+    await ledger.mine()
+    return await nonce(ledger, key) == 1
 
 
 async def test_b22_a_conclusion_that_loses_to_a_reordered_refutation_does_not_stand(
