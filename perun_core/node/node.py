@@ -7,24 +7,27 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from ..config import NodeConfig, backend_options, load_session
+from ..config import NodeConfig, SessionConfig, backend_options, load_session
 from ..errors import (
     ChainError,
     ConfigError,
     ContractInvalid,
     InvalidArgument,
     InvalidContracts,
+    ResourceExists,
     ResourceNotFound,
     StoreError,
+    TokenUnreadable,
     UnknownInternal,
 )
 from ..plugin.manager import Kind, PluginHost
 from ..ports.api import ApiContext, NodeInfo, OpenedSession, SessionAPI
 from ..ports.chain import Chain, ChainContext, Contracts
+from ..ports.store import Put, Store, StoreContext, Table
 from ..profile.gp090 import PROFILE
 from ..values import Address
 from .chainsteps import chain_error
@@ -68,6 +71,7 @@ class Node:
         self._currencies = CurrencyRegistry(self._contracts.eth_holder)
         self._chain_backend = self._only_chain()
         self._chain: Chain | None = None
+        self._store: Store | None = None
 
     def _only_chain(self) -> str:
         names = self._plugins.names(Kind.CHAIN)
@@ -99,6 +103,29 @@ class Node:
         self._warn(await self._chain.validate_holder("ETH", self._contracts.eth_holder, None))
         for token, holder in pairs:
             await self._register(token, holder)
+        if config.statedir:
+            self._store = await stack.enter_async_context(self._open_store(config.statedir))
+            await self._remember_currencies(self._store)
+
+    def _open_store(self, path: str) -> AbstractAsyncContextManager[Store]:
+        name = SessionConfig().store
+        backend = self._plugins.store(name)
+        options = backend_options(backend.config, self._options(Kind.STORE, name), f"plugins.store_{name}")
+        opened: AbstractAsyncContextManager[Store] = backend.open(options, StoreContext(Path(path)))
+        return opened
+
+    async def _remember_currencies(self, store: Store) -> None:
+        """Register what was registered at run time before; a pair that is no longer valid is left out by name."""
+        after: bytes | None = None
+        while page := await store.scan(Table.CURRENCIES, after=after):
+            for holder, token in page:
+                if self._currencies.by_holder(Address(holder)) is not None:  # it is in the configuration by now
+                    continue
+                try:
+                    await self._register(Address(token), Address(holder))
+                except (ContractInvalid, TokenUnreadable, ResourceExists) as error:
+                    log.error("the currency at %s is not registered any more: %s", Address(holder).checksum, error)
+            after = page[-1][0]
 
     @staticmethod
     def _warn(text: str) -> None:
@@ -138,7 +165,15 @@ class Node:
         holder_address = _argument("asset", asset)
         token_address = _argument("token", token)
         try:
-            return await self._register(token_address, holder_address)
+            symbol = await self._register(token_address, holder_address)
+            if self._store is not None:
+                await self._store.commit((Put(Table.CURRENCIES, bytes(holder_address), bytes(token_address)),))
+            for session in tuple(self._sessions.values()):
+                if isinstance(session, Session):
+                    await session.renew_views()
+            return symbol
+        except StoreError as error:
+            raise UnknownInternal(f"the currency is registered, but only until the node ends: {error}") from error
         except ContractInvalid as error:
             raise InvalidContracts(((error.name, error.address, error.problem),)) from error
         except ChainError as error:

@@ -332,6 +332,12 @@ class Session:
         currencies = tuple(self.parts.currencies.shown(asset.holder) for asset in state.allocation.assets)
         return ChannelView(await self._alias(record.peer), record.own_index, currencies)
 
+    async def renew_views(self) -> None:
+        """A currency was registered: channels whose asset nobody knew are shown with it, and can be paid in."""
+        for live in self._channels.values():
+            if not all(currency.known for currency in live.view.currencies):
+                live.view = await self._view(live.snapshot)
+
     def _live(self, machine: Channel, view: ChannelView) -> LiveChannel:
         parts, record = self.parts, machine.record
         tokens = {currency.holder: currency.token for currency in view.currencies}

@@ -147,8 +147,7 @@ async def test_old_states_registered_through_contracts_are_refuted_all_the_same(
         assert bytes.fromhex(sent["input"][2:]) == data
     for cheat in cheats:
         await cheat.is_refuted()
-    for cheat in cheats:
-        await cheat.pays_the_newest_state()
+    await asyncio.gather(*(cheat.pays_the_newest_state() for cheat in cheats))
 
 
 async def test_two_old_states_registered_in_one_block_are_both_refuted(town: Town, party: Party) -> None:
@@ -163,5 +162,4 @@ async def test_two_old_states_registered_in_one_block_are_both_refuted(town: Tow
     await asyncio.gather(*registering)
     for cheat in cheats:
         await cheat.is_refuted()
-    for cheat in cheats:
-        await cheat.pays_the_newest_state()
+    await asyncio.gather(*(cheat.pays_the_newest_state() for cheat in cheats))

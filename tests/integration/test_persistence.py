@@ -363,3 +363,32 @@ async def test_a_session_that_is_open_cannot_be_opened_again(party: Party) -> No
     assert caught.value.info["name"] in ("commAddr", "databaseDir")
     assert json.loads(person.session_file.read_text())["user"]["alias"] == "alice"
     assert (await pay(alice, bob, channel, ("ETH", "bob", "0.5"))).version == "1"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_x7_a_currency_registered_at_run_time_is_paid_in_after_a_restart(
+    party: Party, tmp_path: Path, kept: bool
+) -> None:
+    """At once where the node keeps a database of its own; elsewhere as soon as somebody registers it again."""
+    world = party.world
+    terms = {"statedir": str(tmp_path / "state")} if kept else {}
+    node = world.node(f"keeper-{kept}", asseterc20s={}, **terms).start()
+    token, holder = world.contracts["token"], world.contracts["erc20"]
+    assert await (await party.client(node)).register_currency(token, holder) == "PRN"
+    alice_files, bob_files = world.friends("alice", "bob", tokens=10 * ETHER)
+    alice, bob = await party.join(alice_files, node), await party.join(bob_files, 1)
+    channel = await open_channel(alice, bob, {"PRN": ("2", "3")}, duration=DURATION)
+    node.running.kill()
+    node.start()
+    alice = await party.join(alice_files, node)
+    if kept:
+        with pytest.raises(ClientError) as caught:
+            await alice.client.register_currency(token, holder)
+        refused(caught.value, 202, {"type": "currency", "id": "PRN"})
+    else:
+        with pytest.raises(ClientError) as caught:
+            await alice.pay(channel, [("PRN", "bob", "0.5")])
+        refused(caught.value, 201, {"type": "currency", "id": "PRN"})
+        assert await alice.client.register_currency(token, holder) == "PRN"
+    assert (await pay(alice, bob, channel, ("PRN", "bob", "0.5"))).balances == {"PRN": ("1.5", "3.5")}
+    node.running.stop()

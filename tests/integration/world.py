@@ -217,7 +217,7 @@ class World:
         if self.kind == "anvil":
             anvil = os.environ.get("ANVIL") or str(ANVIL)
             listen = ["--chain-id", str(TEST_CHAIN_ID), "--host", "127.0.0.1", "--port", str(port)]
-            self.run("chain", [anvil, "--block-time", "0.4", *listen]).wait_for("Listening on")
+            self.run("chain", [anvil, "--block-time", "1", *listen]).wait_for("Listening on")
             for account in TEST_ACCOUNTS:
                 self.rpc("anvil_setBalance", account.address, hex(1000 * ETHER))
         else:

@@ -294,6 +294,8 @@ async def test_b20_what_the_node_takes_and_does_not_keep_is_offered_anew(
             monkeypatch.setattr(Connection, "send_raw", forgetful)
             await until(lambda: _mined_at_a_high_fee(instant, payer))
         finally:
+            await instant.rpc("anvil_setNextBlockBaseFeePerGas", hex(10**9))
+            await instant.mine()
             await instant.rpc("evm_setAutomine", True)
         assert (await work).version == 1
 
