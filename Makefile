@@ -5,6 +5,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SUITE  ?= ../shared/acceptance
 ARGS   ?=
+# Many tests wait for blocks, so there is work for one process more than there are cores.
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 PROJECTS := $(sort $(wildcard plugins/*/pyproject.toml clients/*/pyproject.toml))
 PLUGINS  := $(patsubst %/pyproject.toml,%,$(PROJECTS))
@@ -58,7 +60,7 @@ demo: install ## two nodes on an embedded chain open a channel, pay and settle
 	$(BIN)/perunnode demo $(ARGS)
 
 test: install tools ## all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 unit: install ## the fast tests
 	$(BIN)/python -m pytest -n auto -m "not slow and not anvil" tests/unit $(wildcard $(addsuffix /tests,$(PLUGINS))) $(ARGS)
