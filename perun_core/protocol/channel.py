@@ -97,6 +97,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         TimerFired: _to(),
     },
     P.ACTING: {
+        PeerAccepted: _to(P.ACCEPTING),
         UserPaid: _to(),
         UserClosed: _to(P.REGISTERING),
         UserAccepted: _to(),
@@ -116,7 +117,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         UserClosed: _to(),
         UserAccepted: _to(),
         UserRejected: _to(),
-        PeerAccepted: _to(P.ACTING, P.FINAL),
+        PeerAccepted: _to(P.ACTING, P.ACCEPTING, P.FINAL),
         PeerRejected: _to(P.ACTING, P.REGISTERING),
         PeerProposed: _to(P.ACTING, P.FINAL),
         PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
@@ -126,6 +127,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         ChainConcluded: _to(P.WITHDRAWING),
     },
     P.DECIDING: {
+        PeerAccepted: _to(P.ACCEPTING),
         RecoveryBegan: _to(P.ACTING),
         PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),
         UserAccepted: _to(P.ACCEPTING),
@@ -154,7 +156,7 @@ NEXT: Final[Mapping[Phase, Mapping[type[Event], frozenset[Phase]]]] = {
         UserClosed: _to(P.REGISTERING),
         UserAccepted: _to(),
         UserRejected: _to(),
-        PeerAccepted: _to(P.ACTING, P.FINAL),
+        PeerAccepted: _to(P.ACTING, P.ACCEPTING, P.FINAL),
         PeerRejected: _to(P.ACTING, P.REGISTERING),
         PeerProposed: _to(P.ACTING, P.FINAL),
         PeerSynced: _to(P.ACTING, P.FINAL, P.REGISTERING),

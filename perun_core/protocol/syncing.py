@@ -15,10 +15,10 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ..channel import Dispute, DisputePhase, Phase, Transaction
+from ..channel import Dispute, DisputePhase, Phase, State, Transaction
 from ..channel.phase import WIRE
-from ..errors import ApiError, FailedPrecondition, UnknownInternal
-from ..values import Bytes32
+from ..errors import ApiError, FailedPrecondition, RuleViolated, UnknownInternal
+from ..values import Bytes32, Sig
 from ..wire.messages import Sync, UpdateAcc
 from .effects import (
     AwaitConcludable,
@@ -39,6 +39,7 @@ from .effects import (
 )
 from .events import (
     Event,
+    PeerAccepted,
     PeerProposed,
     PeerSynced,
     RecoveryBegan,
@@ -48,6 +49,7 @@ from .events import (
     UserPaid,
     UserProgressed,
 )
+from .records import Staged
 from .settling import Settling
 from .sync_rules import SyncDecision, decide
 
@@ -222,6 +224,45 @@ class Syncing(Settling):
         if self.phase is Phase.SIGNING and self._own_sig is not None:  # the first copy may be lost
             return self._repeat_update()
         return ()
+
+    # ---- the peer accepted what it had refused ---
+
+    def _on_peer_accepted(self, event: PeerAccepted) -> Effects:
+        """Also an acceptance of an earlier proposal that we believe refused: the peer holds it fully signed.
+
+        Refusals name a version only, so one of an earlier copy can be taken for one of a later copy (7.3.3).
+        """
+        done = super()._on_peer_accepted(event)
+        version = self.state.version + 1
+        if done or self._recovering is not None or self.phase not in COMPARABLE or event.acc.version != version:
+            return done
+        if self.phase is Phase.ACCEPTING:
+            return ()
+        for state in self.record.candidate_states:
+            try:
+                self._verify_peer(state, event.acc.sig)
+            except RuleViolated:
+                continue
+            return self._complete(state, event.acc.sig)
+        return ()
+
+    def _complete(self, state: State, peer_sig: Sig) -> Effects:
+        """Sign `state` again, which is marked, and hold it with the signatures of both."""
+        record, effects = self.record, (CancelTimer(Timer.RESPONSE), CancelTimer(Timer.HEAL))
+        told: Effects = ()
+        if self._question is not None:
+            told = self._withdraw_question("superseded", tell_peer=False)
+        if record.staged is not None and record.staged.state != state:
+            told = (*told, *self._answer_own(UnknownInternal(SUPERSEDED)))
+            digest = self._hash(record.staged.state)
+            if digest not in record.candidates:
+                record = replace(
+                    record,
+                    candidates=(*record.candidates, digest),
+                    candidate_states=(*record.candidate_states, record.staged.state),
+                )
+        self.record = replace(record, phase=Phase.ACCEPTING, staged=Staged(state, ours=False, peer_sig=peer_sig))
+        return *effects, *told, *self._persist_and_sign(state)
 
     # ---- the peer shows its newest state --------------------------------------------------------------------------
 

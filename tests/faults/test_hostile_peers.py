@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,9 @@ MEMORY = 48 << 20
 """Bytes the node may grow by, whatever strangers send: a tenth of what one of the floods carries."""
 MUTATIONS = 2000
 HALF_OPEN = 300
+CROWD = 10_000
+SPARE = 300
+"""Sockets and files that everybody else in this process may need."""
 FLOOD = 64 << 20
 CUT_OFF = 20.0
 """Seconds after which somebody who only sends rubbish has lost the connection."""
@@ -261,3 +266,70 @@ async def test_a_message_that_never_ends_is_not_waited_for_in_memory(hall: Hall)
     finally:
         for context in held:
             await context.__aexit__(None, None, None)
+
+
+def room_for_sockets(wanted: int) -> int:
+    """How many sockets this process may hold, after asking for more; some stay free for everybody else."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted + SPARE if hard == resource.RLIM_INFINITY else min(wanted + SPARE, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        soft = target
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - SPARE)
+
+
+@pytest.mark.slow
+async def test_ten_thousand_half_open_connections_keep_no_honest_peer_out(hall: Hall) -> None:
+    """They are opened as fast as the system allows and never closed; honest users pay all the while."""
+    count = room_for_sockets(CROWD)
+    if count < CROWD:
+        pytest.skip(f"this system allows {count} sockets, {CROWD} are needed")
+    host, port = hall.bob_files.comm_address.split(":")
+    loop = asyncio.get_running_loop()
+    sockets: list[socket.socket] = []
+
+    numbers = iter(range(count))
+
+    async def join() -> None:
+        for number in numbers:
+            one = socket.socket()
+            one.setblocking(False)
+            sockets.append(one)
+            with suppress(OSError):  # refused or reset is as good
+                async with asyncio.timeout(20):
+                    await loop.sock_connect(one, (host, int(port)))
+                    if number % 3 == 0:
+                        await loop.sock_sendall(one, b"\x14\x00")
+
+    try:
+        crowd = [asyncio.ensure_future(join()) for _ in range(AT_ONCE)]
+        while not all(each.done() for each in crowd):
+            await hall.pays()
+            await asyncio.wait(crowd, timeout=0.1)  # what alice has must last
+        await asyncio.gather(*crowd)
+        await hall.pays(3)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+async def test_a_peer_that_talks_all_the_time_does_not_starve_another(hall: Hall) -> None:
+    """Valid messages of somebody bob knows, without a pause and without reading the answers."""
+    bob = Address.parse(hall.bob_files.off_chain)
+    chatter = b"".join(
+        addressed(message, hall.mallory, bob)
+        for name, message in valid_messages().items()
+        if name.startswith(("sync", "channel-sync", "update", "channel-update", "ping"))
+    )
+    assert chatter
+    async with shaken(hall.bob_files, hall.mallory) as (_, writer):
+
+        async def talk() -> None:
+            while True:
+                writer.write(chatter * 20)
+                await writer.drain()
+
+        talking = asyncio.ensure_future(talk())
+        await hall.pays(10)
+        talking.cancel()
+        await asyncio.gather(talking, return_exceptions=True)

@@ -143,6 +143,10 @@ class World:
         old.reachable = self.side(index).reachable
         self.pipe.clear()
         self.versions[index] = version
+        # What nobody but the lost disk held exists nowhere any more.
+        known = self.side(1 - index).machine.state.version
+        self.held = {number: state for number, state in self.held.items() if number <= known}
+        self.acknowledged = min(self.acknowledged, known)
         self.pair.sides[index] = old.restart()
         self.settle(index)
 

@@ -172,6 +172,33 @@ def candidate_final(side: Side) -> Side:
     return side
 
 
+def refused_once() -> Side:
+    """Our first payment was refused, as far as we know."""
+    side = acting()
+    side.handle(pay(7, request=31))
+    side.handle(PeerRejected(UpdateRej(side.machine.record.channel_id, 2, "rejected by user")))
+    assert side.machine.phase is Phase.ACTING and side.machine.record.candidates
+    return side
+
+
+def trying_again(*, in_vain: bool = False) -> Side:
+    """Another payment of the same version is on its way."""
+    side = refused_once()
+    side.handle(pay(9, request=32))
+    if in_vain:
+        side.fire(Timer.RESPONSE)
+    return side
+
+
+def deciding_after_refusal() -> Side:
+    """The peer refused ours and proposes its own."""
+    side = refused_once()
+    state = side.machine.state.next(balances=((130, 170),))
+    side.handle(PeerProposed(Update(state, 1, sign_with(KEYS[1], PROFILE.state_hash(state)))))
+    assert side.machine.phase is Phase.DECIDING
+    return side
+
+
 def signing(event: UserPaid | UserClosed | None = None) -> Side:
     side = acting()
     side.handle(event or pay())
@@ -291,15 +318,17 @@ STARTS: dict[Phase, tuple[Callable[[], Side], ...]] = {
         lambda: connecting(UserClosed(CLOSE_REQUEST)),
         lambda: exhausted(connecting(UserClosed(CLOSE_REQUEST))),
         lambda: candidate_final(acting()),
+        refused_once,
         lambda: in_recovery(acting()),
     ),
-    Phase.SIGNING: (signing, lambda: signing(UserClosed(CLOSE_REQUEST))),
-    Phase.DECIDING: (deciding, lambda: deciding(final=True)),
+    Phase.SIGNING: (signing, lambda: signing(UserClosed(CLOSE_REQUEST)), trying_again),
+    Phase.DECIDING: (deciding, lambda: deciding(final=True), deciding_after_refusal),
     Phase.ACCEPTING: (accepting, lambda: accepting(final=True), lambda: in_recovery(accepting())),
     Phase.UNKNOWN: (
         unknown,
         lambda: unknown(UserClosed(CLOSE_REQUEST)),
         lambda: unknown(queued=UserClosed(CLOSE_REQUEST)),
+        lambda: trying_again(in_vain=True),
         lambda: in_recovery(unknown()),
     ),
     Phase.FINAL: (final,),

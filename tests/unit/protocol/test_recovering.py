@@ -26,7 +26,7 @@ from perun_core.protocol.effects import (
 )
 from perun_core.protocol.events import Payment, PeerConnected, PeerSynced, RecoveryBegan, UserClosed, UserPaid
 from perun_core.testing.conversation import KEYS, Disk, Pair, Side, sign_with
-from perun_core.wire.messages import Message, Sync, Update, UpdateAcc
+from perun_core.wire.messages import Message, Sync, Update, UpdateAcc, UpdateRej
 
 from .lives import STARTS, events, fully_signed, in_recovery, registered
 
@@ -342,6 +342,26 @@ def test_y5_y8_a_newer_state_shown_during_a_dispute_is_kept_and_used(final: bool
     assert side.stored().current.state == newer and Publish(side.machine.record.current) in side.performed
     assert isinstance(side.steps[-1], ConcludeFinal if final else RegisterState)
     assert side.machine.phase is (Phase.FINAL if final else Phase.REGISTERING)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_acceptance_of_what_we_took_for_refused_is_believed(again: bool) -> None:
+    """An old refusal crossed the repetition that was accepted; another attempt may be on its way by now."""
+    pair = Pair()
+    pay(pair.alice, 10)
+    (first,) = pair.alice.outbox
+    assert isinstance(first, Update)
+    pair.alice.receive(UpdateRej(first.state.id, 1, "concerns an earlier copy"))
+    if again:
+        pay(pair.alice, 99, request=2)
+        pair.alice.outbox.pop()
+    pair.deliver()
+    pair.bob.answer(accept=True)
+    pair.deliver()
+    assert pair.alice.machine.state == pair.bob.machine.state == first.state
+    assert pair.alice.stored().current.fully_signed
+    assert not again or isinstance(pair.alice.replies[2], UnknownInternal)
+    agree(pair, pair.alice, 5, request=3)
 
 
 def test_an_answer_is_not_answered_and_a_question_is() -> None:
