@@ -346,8 +346,10 @@ async def _until_deposits_are_back(params: Params, state: State, context: StepCo
     """
     if state.version == 0:  # the dispute about a channel that was never funded
         return
+    if await _is_funded(params, state, context, channel_id):  # asked before there is a block: a lost chain is told
+        return
     waited = 0
-    async for _ in context.chain.blocks():
+    async for _ in _blocks(context):
         if await _is_funded(params, state, context, channel_id):
             return
         if (await context.chain.dispute(channel_id)).concluded:
